@@ -1,0 +1,57 @@
+"""Counterpoint: multi-task learning without letting the tasks fight.
+
+The subpackages are loaded on first use, so that ``import counterpoint`` costs nothing and imports no torch.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "architectures",
+    "balancers",
+    "bench",
+    "blocks",
+    "data",
+    "diagnostics",
+    "errors",
+    "gradients",
+    "linalg",
+    "losses",
+    "metrics",
+    "solvers",
+    "tasks",
+    "testing",
+    "training",
+]
+
+if TYPE_CHECKING:
+    from counterpoint import (
+        architectures,
+        balancers,
+        bench,
+        blocks,
+        data,
+        diagnostics,
+        errors,
+        gradients,
+        linalg,
+        losses,
+        metrics,
+        solvers,
+        tasks,
+        testing,
+        training,
+    )
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"counterpoint.{name}")
+    raise AttributeError(f"module 'counterpoint' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,21 @@
+"""Import of optional packages at the point of use."""
+
+import importlib
+from types import ModuleType
+
+from counterpoint.errors import MissingExtraError
+
+
+def require(package: str, *, extra: str) -> ModuleType:
+    """Import ``package`` or say which extra installs it.
+
+    Raises:
+        MissingExtraError: If the package is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
+            raise  # the package is there, something that it imports is not
+        message = f"{package} is not installed; install it with: pip install 'counterpoint[{extra}]'"
+        raise MissingExtraError(message) from error

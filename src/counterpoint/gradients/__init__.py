@@ -1,0 +1,9 @@
+"""The gradient engine: which parameters are shared, the gradients of each task, and their writing into ``.grad``."""
+
+from counterpoint.gradients.jacobian import TaskGradients as TaskGradients
+from counterpoint.gradients.jacobian import measure_gram as measure_gram
+from counterpoint.gradients.jacobian import task_gradients as task_gradients
+from counterpoint.gradients.scope import Scope as Scope
+from counterpoint.gradients.scope import find_scope as find_scope
+from counterpoint.gradients.write import accumulate as accumulate
+from counterpoint.gradients.write import backward_into as backward_into

@@ -1,0 +1,110 @@
+"""Linear algebra on small matrices of task gradients: Gram matrix, cosines, norms."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_COLUMNS = 4096  # columns of a block whose products stay in the dtype of the rows
+_ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
+
+
+def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
+    """Return the inner products of the rows, accurate for long rows and for any scale.
+
+    Long dot products in float32 lose up to a per cent (measured on eleven million columns), so the products of
+    blocks of 4096 columns are summed in float64. Rows whose squares would leave the range of the dtype are
+    scaled by a power of two first, which is exact.
+
+    Args:
+        jacobian: One row per task.
+
+    Returns:
+        Symmetric positive semi-definite matrix in float64, on the device of ``jacobian``. NaN or infinity in a
+        row gives NaN or infinity on the diagonal of that row.
+
+    Example:
+        >>> gram(torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]))
+        tensor([[5., 0.],
+                [0., 9.]], dtype=torch.float64)
+    """
+    if jacobian.dtype in (torch.bfloat16, torch.float16):
+        jacobian = jacobian.float()
+    num_rows, num_columns = jacobian.shape
+    if num_columns == 0:
+        return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=jacobian.device)
+    peak = jacobian.abs().amax(dim=1).double()
+    extreme = ((peak > 1e12) | ((peak < 1e-12) & (peak > 0))) & torch.isfinite(peak)
+    if bool(extreme.any()):
+        exponent = torch.where(extreme, peak.log2().round(), torch.zeros_like(peak))
+        small = _blocked_gram((jacobian.double() * torch.exp2(-exponent)[:, None]).to(jacobian.dtype))
+        return small * torch.exp2(exponent[:, None]) * torch.exp2(exponent[None, :])
+    return _blocked_gram(jacobian)
+
+
+def _blocked_gram(jacobian: Tensor) -> Tensor:
+    """Sum the products of column blocks in float64."""
+    num_rows, num_columns = jacobian.shape
+    whole = num_columns - num_columns % _COLUMNS
+    blocks = jacobian[:, :whole].unflatten(1, (-1, _COLUMNS)).transpose(0, 1)  # (blocks, K, columns)
+    total = torch.bmm(blocks, blocks.mT).double().sum(dim=0)
+    if whole < num_columns:
+        rest = jacobian[:, whole:]
+        total = total + (rest @ rest.mT).double()
+    return (total + total.mT) / 2
+
+
+def norms(gram: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
+    """Return the lengths of the rows that a Gram matrix was made from."""
+    return gram.diagonal().clamp(min=0).sqrt()
+
+
+def nonzero_rows(gram: Float[Tensor, "K K"]) -> Bool[Tensor, " K"]:
+    """Return which rows are not zero; a row 1e-12 times shorter than the longest one counts as zero."""
+    lengths = norms(gram)
+    return lengths > _ZERO_ROW * lengths.max()
+
+
+def cosine(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
+    """Return the cosines between the rows, clipped to [-1, 1]; a zero row has cosine 0 with everything.
+
+    Example:
+        >>> cosine(torch.tensor([[4.0, -1.0], [-1.0, 1.0]]))
+        tensor([[ 1.0000, -0.5000],
+                [-0.5000,  1.0000]])
+    """
+    kept = nonzero_rows(gram)
+    lengths = torch.where(kept, norms(gram), torch.ones_like(gram.diagonal()))
+    cosines = (gram / lengths[:, None] / lengths[None, :]).clamp(-1.0, 1.0)
+    return torch.where(kept[:, None] & kept[None, :], cosines, torch.zeros_like(cosines))
+
+
+def random_orders(num_tasks: int, generator: torch.Generator | None = None) -> Int[Tensor, "K K-1"]:
+    """Return for each task a random order of the other tasks."""
+    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
+    keys.fill_diagonal_(2.0)  # itself last, and cut off
+    return keys.argsort(dim=1)[:, : num_tasks - 1]
+
+
+def projected_rows(gram: Float[Tensor, "K K"], orders: Int[Tensor, "K K-1"]) -> Float[Tensor, "K K"]:
+    """Return PCGrad's projected gradients as coefficients of the original ones, a row each.
+
+    Args:
+        gram: Inner products of the task gradients.
+        orders: Row i lists the other tasks in the order in which gradient i is projected.
+
+    Returns:
+        Row i holds the coefficients of the projected gradient i; the sum of the rows gives the weights of PCGrad.
+
+    References:
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1.
+    """
+    rows = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    squares = gram.diagonal()
+    usable = nonzero_rows(gram)
+    task = torch.arange(len(gram), device=gram.device)
+    for other in orders.T:  # all tasks take their next partner at once
+        product = (rows * gram[other]).sum(dim=1)
+        conflict = (product < 0) & usable[other]
+        shift = torch.where(conflict, product / torch.where(conflict, squares[other], 1.0), 0.0)
+        rows[task, other] -= shift
+    return rows

@@ -1,0 +1,3 @@
+"""Losses: one function per file, ``loss(prediction, target, mask) -> scalar``."""
+
+from counterpoint.losses.cross_entropy import cross_entropy as cross_entropy

@@ -1,0 +1,167 @@
+"""Names to classes, with suggestions for a name that does not exist. Imports no torch."""
+
+import dataclasses
+import difflib
+import fnmatch
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from counterpoint.errors import OptionError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def fold(name: str) -> str:
+    """Fold case and punctuation: ``"Nash-MTL"`` and ``"nash_mtl"`` are one name."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def closest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` valid names that look like ``name``, best first."""
+    by_folded = {fold(candidate): candidate for candidate in valid}
+    return [by_folded[match] for match in difflib.get_close_matches(fold(name), by_folded, n=count, cutoff=0.5)]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean a, b?"`` or an empty string where nothing is near."""
+    matches = closest(name, valid)
+    return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
+    """Build the error for a name that is not one of ``valid``."""
+    valid = sorted(valid)
+    hint = nearest(name, valid) or f"; there are: {', '.join(valid)}"
+    return UnknownNameError(f"no {kind} is called {name!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One constructor argument, read from the signature."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a family tells about one of its members, all read from the class itself."""
+
+    key: str
+    name: str
+    kind: str
+    summary: str
+    facts: dict[str, str]
+    options: tuple[Option, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+class Registry(Generic[T]):
+    """The classes of one family by key; made from the names that a package imports.
+
+    Args:
+        kind: What the members are called in messages, such as ``"balancer"``.
+        base: Class that every member derives from.
+        namespace: ``globals()`` of the package; classes that declare their own ``key`` are kept.
+        facts: Class attributes that :meth:`describe` reports.
+        given: Constructor arguments that the caller supplies, and that are no options.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: type[T],
+        namespace: Mapping[str, Any],
+        *,
+        facts: tuple[str, ...] = ("source", "provenance"),
+        given: tuple[str, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.facts = facts
+        self.given = given
+        members = (value for value in namespace.values() if isinstance(value, type) and issubclass(value, base))
+        self._classes: dict[str, type[T]] = {}
+        for member in members:
+            key = vars(member).get("key")
+            if isinstance(key, str):
+                if fold(key) in self._classes:
+                    raise OptionError(f"two {kind}s are called {key!r}")
+                self._classes[fold(key)] = member
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the keys that match a shell pattern, sorted."""
+        keys = (str(vars(member)["key"]) for member in self._classes.values())
+        return sorted(key for key in keys if fnmatch.fnmatch(key, pattern))
+
+    def get(self, name: str) -> type[T]:
+        """Return the class called ``name``; case and punctuation do not matter.
+
+        Raises:
+            UnknownNameError: If there is none; the message has the nearest names.
+        """
+        found = self._classes.get(fold(name))
+        if found is None:
+            raise unknown(self.kind, name, self.names())
+        return found
+
+    def create(self, name: str, *args: object, **options: object) -> T:
+        """Build the member called ``name``.
+
+        Raises:
+            UnknownNameError: If there is no such member.
+            OptionError: If an option does not exist; the message has the nearest ones.
+        """
+        member = self.get(name)
+        self.check_options(name, options)
+        return member(*args, **options)
+
+    def check_options(self, name: str, options: Mapping[str, object]) -> None:
+        """Raise unless every key of ``options`` is an argument of the constructor.
+
+        Raises:
+            OptionError: If one is not; the message has the nearest ones.
+        """
+        member = self.get(name)
+        valid = [option for option in inspect.signature(member).parameters if option != "self"]
+        for option in options:
+            if option not in valid:
+                shown = [option for option in valid if option not in self.given]
+                hint = nearest(option, shown) or f"; its options: {', '.join(shown) or 'none'}"
+                raise OptionError(f"{member.__name__} has no option {option!r}{hint}")
+
+    def describe(self, name: str) -> Description:
+        """Return the facts and options of the member called ``name``."""
+        member = self.get(name)
+        parameters = inspect.signature(member).parameters.values()
+        options = tuple(
+            Option(
+                name=parameter.name,
+                type=_type_name(parameter.annotation),
+                default=None if parameter.default is parameter.empty else parameter.default,
+                required=parameter.default is parameter.empty,
+            )
+            for parameter in parameters
+            if parameter.name not in self.given
+        )
+        return Description(
+            key=str(vars(member)["key"]),
+            name=member.__name__,
+            kind=self.kind,
+            summary=(inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " "),
+            facts={fact: str(getattr(member, fact)) for fact in self.facts if getattr(member, fact, None)},
+            options=options,
+        )
+
+
+def _type_name(annotation: object) -> str:
+    """Return an annotation as a reader would write it."""
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "").replace("torch.", "")
