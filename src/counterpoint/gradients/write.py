@@ -20,6 +20,8 @@ def backward_into(
     seeds: Sequence[Tensor | None],
     leaves: Iterable[Tensor],
     check: Callable[[Sequence[Tensor]], None],
+    *,
+    retain_graph: bool = False,
 ) -> None:
     """Run a backward pass that writes to ``.grad`` only if ``check`` accepts the new gradients.
 
@@ -32,6 +34,7 @@ def backward_into(
         seeds: Their gradients; ``None`` for a scalar means one.
         leaves: The leaves that receive gradients.
         check: Called with the new gradients; raises to refuse them.
+        retain_graph: Keep the graph for another backward pass.
     """
     leaves = list(leaves)
     if not leaves:
@@ -41,7 +44,7 @@ def backward_into(
     try:
         for leaf in leaves:
             leaf.grad = None
-        torch.autograd.backward(tensors, seeds, inputs=leaves)
+        torch.autograd.backward(tensors, seeds, retain_graph=retain_graph, inputs=leaves)
         check([leaf.grad for leaf in leaves if leaf.grad is not None])
         accepted = True
     finally:
