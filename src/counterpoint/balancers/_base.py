@@ -163,7 +163,9 @@ class Balancer(nn.Module, ABC):
         """Restore what :meth:`get_extra_state` returned."""
         names = None if state["tasks"] is None else tuple(state["tasks"])
         if self.tasks is not None and names is not None and names != self.tasks:
-            raise OptionError(f"{self._owner}: the state is of tasks {list(names)}, this balancer of {list(self.tasks)}")
+            raise OptionError(
+                f"{self._owner}: the state is of tasks {list(names)}, this balancer of {list(self.tasks)}"
+            )
         self._names = names if self.tasks is None else self.tasks
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
@@ -232,7 +234,9 @@ class Balancer(nn.Module, ABC):
             return self._report(step, None, None, level, 0)
         if process_group is not None:
             step = dataclasses.replace(step, values=mean_over_ranks(step.values, process_group))
-        return self._backward(step, shared, parts, level, process_group, 1.0 if scaler is None else scaler.get_scale(), scaler)
+        return self._backward(
+            step, shared, parts, level, process_group, 1.0 if scaler is None else scaler.get_scale(), scaler
+        )
 
     @abstractmethod
     def _backward(
@@ -330,7 +334,14 @@ class Balancer(nn.Module, ABC):
         )
 
     def _report(
-        self, step: _Step, weights: Tensor | None, gram: Tensor | None, level: Level, num_backward: int, *, skipped: bool = False
+        self,
+        step: _Step,
+        weights: Tensor | None,
+        gram: Tensor | None,
+        level: Level,
+        num_backward: int,
+        *,
+        skipped: bool = False,
     ) -> BalancerReport:
         """Spread what was measured on the present tasks over all tasks."""
         device = step.values.device
@@ -364,7 +375,9 @@ class Balancer(nn.Module, ABC):
                 )
             return tuple(range(self.num_tasks))
         if len(present) != count or any(not 0 <= task < self.num_tasks for task in present):
-            raise ShapeError(f"{self._owner}: present must name {count} tasks of 0..{self.num_tasks - 1}, got {list(present)}")
+            raise ShapeError(
+                f"{self._owner}: present must name {count} tasks of 0..{self.num_tasks - 1}, got {list(present)}"
+            )
         return tuple(present)
 
 
@@ -563,7 +576,9 @@ class JacobianBalancer(_GradientBalancer):
     reads: ClassVar[str] = "jacobian"
     cost: ClassVar[str] = "K backward passes (1 at level='features'), memory for K gradients"
 
-    def combine(self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None) -> Tensor:
+    def combine(
+        self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the combined gradient (P,) of the rows (k, P); no autograd. One call is one step of the state.
 
         Args:
@@ -588,7 +603,10 @@ class JacobianBalancer(_GradientBalancer):
         """Return the combined row of a checked matrix; :meth:`combine` calls this."""
 
     def _balance(
-        self, found: gradients.TaskGradients, gram: Tensor | None, step: _Step  # noqa: ARG002 - no weights
+        self,
+        found: gradients.TaskGradients,
+        gram: Tensor | None,
+        step: _Step,  # noqa: ARG002 - no weights
     ) -> tuple[Tensor | None, Tensor]:
         with torch.no_grad():
             return None, self.aggregate(found.jacobian, step.values, step.present)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint import balancers
-from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, parse_method, plan
+from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
 from counterpoint.metrics import delta_m, mean_rank
@@ -25,16 +25,8 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         FileError: If the folder holds no comparison, or a file in it is damaged.
     """
-    config = load_compare(folder)
-    jobs, data = plan(config, folder)
-    tasks = tuple(
-        TaskInfo(
-            task.name,
-            {name: spec.unit for name, spec in task.metrics.items()},
-            {name: spec.higher_is_better for name, spec in task.metrics.items()},
-        )
-        for task in data.select_tasks(config.run.data.tasks)
-    )
+    config, tasks = load_compare(folder)
+    jobs = make_jobs(config, folder, [task.name for task in tasks])
     runs = {(job.method, job.task, job.config.seed): _read_run(job) for job in jobs}
     rows = _Table(config, tasks, runs).rows()
     machine = next((job.path / ENVIRONMENT for job in jobs if (job.path / ENVIRONMENT).exists()), None)
@@ -128,7 +120,9 @@ class _Table:
 
     def _largest_memory(self, method: str, seed: int) -> float:
         runs = self._runs_of(method, seed)
-        return max(run.timing["peak_memory_mb"] for run in runs) if all(run.status == "done" for run in runs) else math.nan
+        return (
+            max(run.timing["peak_memory_mb"] for run in runs) if all(run.status == "done" for run in runs) else math.nan
+        )
 
     def _baseline(self) -> Metrics:
         """Return the mean over seeds of the single-task networks; one fixed baseline for all seeds and methods."""
@@ -241,5 +235,6 @@ class _Table:
 def _numbers(metrics: Mapping[str, Mapping[str, float | None]]) -> Metrics:
     """Return metrics with NaN where JSON has null."""
     return {
-        task: {name: math.nan if value is None else value for name, value in own.items()} for task, own in metrics.items()
+        task: {name: math.nan if value is None else value for name, value in own.items()}
+        for task, own in metrics.items()
     }

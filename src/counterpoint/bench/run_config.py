@@ -256,7 +256,12 @@ def check_component(registry: Registry, name: str, options: Mapping[str, Any]) -
 def one_line(error: Exception) -> str:
     """Return the message of an error as one line."""
     text = " ".join(str(error).split())
-    return text.replace('Parser key "run.', 'key "').replace('Parser key "options.', 'option "').replace("<class '", "").replace("'>", "")
+    return (
+        text.replace('Parser key "run.', 'key "')
+        .replace('Parser key "options.', 'option "')
+        .replace("<class '", "")
+        .replace("'>", "")
+    )
 
 
 def _set(content: dict[str, Any], path: str, value: Any) -> None:
@@ -264,10 +269,14 @@ def _set(content: dict[str, Any], path: str, value: Any) -> None:
     section = keys[0]
     if section not in content:
         valid = _paths(RunConfig)
-        raise OptionError(f"no option --{path}{nearest(path, valid) or '; see the resolved config.yaml of a run for all'}")
+        raise OptionError(
+            f"no option --{path}{nearest(path, valid) or '; see the resolved config.yaml of a run for all'}"
+        )
     if len(keys) == 1 and isinstance(content[section], dict):
         if "name" not in content[section]:
-            raise OptionError(f"--{path} is a section; its options: {', '.join(f'{path}.{key}' for key in content[section])}")
+            raise OptionError(
+                f"--{path} is a section; its options: {', '.join(f'{path}.{key}' for key in content[section])}"
+            )
         if content[section]["name"] != value:
             content[section]["options"] = {}
         keys = [section, "name"]

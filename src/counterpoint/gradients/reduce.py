@@ -14,7 +14,9 @@ def mean_over_ranks(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     return total / dist.get_world_size(group)
 
 
-def require_same_on_ranks(owner: str, what: str, values: list[int], group: dist.ProcessGroup, device: torch.device) -> None:
+def require_same_on_ranks(
+    owner: str, what: str, values: list[int], group: dist.ProcessGroup, device: torch.device
+) -> None:
     """Raise on every process if the values differ between the processes.
 
     Raises:

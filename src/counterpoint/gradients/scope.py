@@ -8,6 +8,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from counterpoint.errors import GraphError
 
+
 @dataclasses.dataclass(frozen=True)
 class Scope:
     """The leaves that a set of losses reaches, divided by who reaches them.
@@ -85,7 +86,9 @@ def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]]) -> 
             if node in children:
                 finished.setdefault(stack.pop())
                 continue
-            children[node] = [child for child, nr in node.next_functions if child is not None and (child, nr) not in stop]
+            children[node] = [
+                child for child, nr in node.next_functions if child is not None and (child, nr) not in stop
+            ]
             stack.extend(child for child in children[node] if child not in children)
     leaves: dict[Tensor, int] = {}
     for node in reversed(finished):

@@ -159,7 +159,9 @@ class _Loop:
         self.sampler = _SeededSampler(train, options.seed)
         self.loader_generator = torch.Generator()  # so that loading never draws from the global one
         self.train = self._loader(train, options.batch_size, self.sampler)
-        self.evals = {split: self._loader(data.split(split), options.eval_batch_size, None) for split in ("val", "test")}
+        self.evals = {
+            split: self._loader(data.split(split), options.eval_batch_size, None) for split in ("val", "test")
+        }
         self.memory = PeakMemory(fabric.device)
         self.epoch = self.step = self.num_backward = self.resumed = 0
         self.train_seconds = 0.0

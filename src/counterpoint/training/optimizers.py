@@ -87,7 +87,9 @@ def build_optimizer(
     built += [{"params": lists[-1]}] if lists[-1] else []
     own = list(balancer.parameters()) if balancer is not None else []
     if own:
-        built.append({"params": own, **({"weight_decay": 0.0} if "weight_decay" in inspect.signature(cls).parameters else {})})
+        built.append(
+            {"params": own, **({"weight_decay": 0.0} if "weight_decay" in inspect.signature(cls).parameters else {})}
+        )
     try:
         return cls(built, **options)
     except (TypeError, ValueError) as error:

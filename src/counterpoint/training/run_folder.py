@@ -33,7 +33,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to") from error
+        raise FileError(
+            f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
@@ -77,7 +79,9 @@ class RunFolder:
         FileError: If the folder was made with another configuration, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = Path(path)
         plain = json.loads(json.dumps(config))  # tuples become lists, as in the file
         existing = self.path / CONFIG
@@ -131,7 +135,9 @@ class RunFolder:
         path = self.path / METRICS
         actual = path.stat().st_size if path.exists() else 0
         if actual < size:
-            raise FileError(f"{path}: has {actual} bytes, its checkpoint expects {size}; delete {self.path} and run again")
+            raise FileError(
+                f"{path}: has {actual} bytes, its checkpoint expects {size}; delete {self.path} and run again"
+            )
         if path.exists():
             os.truncate(path, size)
 
@@ -235,7 +241,9 @@ def _lock(path: Path) -> Any:
     try:
         file = path.open("w")
     except OSError as error:
-        raise FileError(f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise FileError(
+            f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
     try:
         import fcntl  # noqa: PLC0415 - not on Windows, where folders are not locked
     except ModuleNotFoundError:
