@@ -11,7 +11,7 @@ from counterpoint.errors import OptionError
 from counterpoint.registry import unknown
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Auxiliary:
     """Further predictions that are trained like the final ones (deep supervision).
 
@@ -26,9 +26,9 @@ class Auxiliary:
     weight: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class MTLOutput:
-    """What a multi-task network returns.
+    """What a multi-task network returns. Not frozen, since Lightning Fabric rebuilds it to convert dtypes.
 
     Attributes:
         preds: Task -> prediction.

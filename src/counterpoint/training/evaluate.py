@@ -36,11 +36,17 @@ def evaluate(
         model.train(was_training)
     return {
         task.name: {
-            name: float(meters[task.name][name].compute()) * spec.factor if counts[task.name] else float("nan")
+            name: _value(meters[task.name][name]) * spec.factor if counts[task.name] else float("nan")
             for name, spec in task.metrics.items()
         }
         for task in tasks
     }
+
+
+def _value(meter: Any) -> float:
+    """Return the value of a metric; of one in float32 the seven digits that it has, not the noise behind them."""
+    value = meter.compute()
+    return float(value) if value.dtype == torch.float64 else float(f"{float(value):.7g}")
 
 
 def _update(meters: Mapping[str, Any], prediction: Tensor, batch: Mapping[str, Tensor], task: str) -> int:
