@@ -38,14 +38,13 @@ def load(path: Path, key: Mapping[str, Any]) -> Arrays | None:
             that changes by itself is something to look into.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)  # a plain array for a file that is no archive
+            arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise FileError(f"{path}: damaged cache file ({error}); delete it, it is made anew") from error
-    except AttributeError as error:  # numpy.load returns a plain array for a file that is no archive
-        raise FileError(f"{path}: not a cache file; delete it, it is made anew") from error
     saved_key, digest = str(arrays.pop("key", "")), str(arrays.pop("sha256", ""))
     if saved_key != _text(key) or digest != _digest(saved_key, arrays):
         raise FileError(f"{path}: altered cache file, its SHA-256 does not fit; delete it, it is made anew")
@@ -58,12 +57,13 @@ def save(path: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
     Raises:
         FileError: If the folder cannot be made or written.
     """
+    content: dict[str, Any] = {"key": np.array(_text(key)), "sha256": np.array(_digest(_text(key), arrays)), **arrays}
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=np.array(_text(key)), sha256=np.array(_digest(_text(key), arrays)), **arrays)
+            np.savez(file, **content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -27,8 +27,8 @@ def read_idx(path: Path, num_axes: int) -> tuple[NDArray[np.uint8], str]:
         The array (read-only), and the SHA-256 of the unpacked file, header included.
 
     Raises:
-        FileError: If the file is missing, cannot be unpacked, or is not one IDX array of unsigned bytes with this number
-            of axes from its first byte to its last.
+        FileError: If the file is missing, cannot be unpacked, or is not one IDX array of unsigned bytes with this
+            number of axes from its first byte to its last.
     """
     content = _read(path)
     header = 4 + 4 * num_axes
@@ -45,14 +45,18 @@ def read_idx(path: Path, num_axes: int) -> tuple[NDArray[np.uint8], str]:
     if len(content) != size:
         problem = "cut short" if len(content) < size else "longer than its header says"
         raise FileError(
-            f"{path}: {problem}: {size} bytes are expected for shape {shape}, got {len(content)}; put the original file there"
+            f"{path}: {problem}: shape {shape} takes {size} bytes, got {len(content)}; put the original file there"
         )
     array = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
     return array, hashlib.sha256(content).hexdigest()
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a file, unpacked."""
+    """Return the content of a file, unpacked.
+
+    Raises:
+        FileError: If it cannot be read or unpacked.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -110,7 +110,10 @@ def draw_pairs(
     else:
         chosen = stream.randint(0, len(partners), size=num_pairs, dtype=np.int64)
     offsets = [
-        [random_stream(*key, 2, item, axis).randint(low, high + 1, size=num_pairs) for axis, (low, high) in enumerate(ends)]
+        [
+            random_stream(*key, 2, item, axis).randint(low, high + 1, size=num_pairs)
+            for axis, (low, high) in enumerate(ends)
+        ]
         for item, ends in enumerate((placement.first, placement.second))
     ]
     return Pairs(indices[order], partners[chosen], np.stack(offsets[0], axis=1), np.stack(offsets[1], axis=1))

@@ -28,7 +28,7 @@ class Scans:
     digest: tuple[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """One published set of scans: its folder in torchvision's layout, and the checksums of its files.
 
@@ -57,7 +57,7 @@ class Source:
         if len(images) != len(labels):
             path = self.find(root, f"{part}-labels-idx1-ubyte", alone=alone)
             raise FileError(
-                f"{path}: {len(labels)} labels, but {len(images)} images beside them; put the two files of one set there"
+                f"{path}: {len(labels)} labels, but {len(images)} images beside them; put the files of one set there"
             )
         return Scans(images, labels.astype(np.int64), (image_digest, label_digest))
 
@@ -69,31 +69,45 @@ class Source:
                 self._read_file(root, name, num_axes, alone, verify)
             except FileError as error:
                 found.append(str(error))
-        if not found:
-            try:
-                self.read(root, part, alone=alone, verify=verify)
-            except FileError as error:
-                found.append(str(error))
+        if found:
+            return found
+        try:
+            self.read(root, part, alone=alone, verify=verify)
+        except FileError as error:
+            found.append(str(error))
         return found
 
     def find(self, root: Path, name: str, *, alone: bool) -> Path:
         """Return the path of a file, unpacked or with ``.gz``, the unpacked one first as torchvision does.
 
+        Only the first folder that has any file of the source is looked at, so that two sets are never mixed.
+
         Raises:
-            FileError: If it is in none of the folders.
+            FileError: If it is not there.
         """
         folders = [root / self.name / "raw", root / self.name]
         if alone:
             folders += [root / "raw", root]
-        for folder in folders:
-            for path in (folder / name, folder / f"{name}.gz"):
-                if path.is_file():
-                    return path
-        raise FileError(f"{folders[0] / name}: missing; put {name} or {name}.gz of {self.name} there")
+        endings = ("", ".gz")
+        present = [
+            folder
+            for folder in folders
+            if any((folder / (file + end)).is_file() for file in self.checksums for end in endings)
+        ]
+        folder = (present or folders)[0]
+        for end in endings:
+            if (folder / (name + end)).is_file():
+                return folder / (name + end)
+        raise FileError(f"{folder / name}: missing; put {name} or {name}.gz of {self.name} there")
 
     def _read_file(
         self, root: Path, name: str, num_axes: int, alone: bool, verify: bool
     ) -> tuple[NDArray[np.uint8], str]:
+        """Read one file and check its values; return it with its SHA-256.
+
+        Raises:
+            FileError: As :meth:`read`.
+        """
         path = self.find(root, name, alone=alone)
         array, digest = read_idx(path, num_axes)
         if num_axes == 3 and array.shape[1:] != (SIDE, SIDE):
@@ -110,12 +124,14 @@ class Source:
         if verify and digest != self.checksums[name]:
             other = [source.name for source in (MNIST, FASHION_MNIST) if source.checksums[name] == digest]
             problem = f"this is {other[0]}'s file" if other else "altered: its SHA-256 is not the published one"
-            raise FileError(f"{path}: {problem}; put {self.name}'s file there, or pass verify=False for a set of your own")
+            raise FileError(
+                f"{path}: {problem}; put {self.name}'s file there, or pass verify=False for a set of your own"
+            )
         return array, digest
 
 
-# SHA-256 of the unpacked files. They do not depend on how a mirror packed them, unlike the checksums of the .gz files in
-# torchvision. Computed from the files, but for MNIST's training part: for that, the values that public code pins.
+# SHA-256 of the unpacked files. They do not depend on how a mirror packed them, unlike the checksums of the .gz files
+# in torchvision. Computed from the files, but for MNIST's training part: for that, the values that public code pins.
 MNIST = Source(
     "MNIST",
     {
