@@ -43,7 +43,7 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
 
 def _blocked_gram(jacobian: Tensor) -> Tensor:
     """Sum the products of column blocks in float64."""
-    num_rows, num_columns = jacobian.shape
+    num_columns = jacobian.shape[1]
     whole = num_columns - num_columns % _COLUMNS
     blocks = jacobian[:, :whole].unflatten(1, (-1, _COLUMNS)).transpose(0, 1)  # (blocks, K, columns)
     total = torch.bmm(blocks, blocks.mT).double().sum(dim=0)
