@@ -35,7 +35,8 @@ class MTLOutput:
         aux: Further predictions to be trained on.
         losses: Named extra terms, scalars, that belong to no single task; they are added unbalanced.
         info: Gates, masks and the like, for logs and tests.
-        features: Tensors where the heads begin, for ``balancer.backward(..., features=...)``; empty if there is no such cut.
+        features: Tensors where the heads begin, for ``balancer.backward(..., features=...)``; empty if there is no
+            such cut.
     """
 
     preds: dict[str, Tensor]

@@ -32,11 +32,13 @@ class HardSharing(MultiTaskModel):
         self.heads = nn.ModuleDict(dict(heads))
 
     def forward(self, x: Tensor, tasks: Sequence[str] | None = None) -> MTLOutput:
+        """Run the trunk once and the head of each task that is asked for."""
         asked = self.asked(tasks)
         features = self.backbone(x)
         return MTLOutput({task: self.heads[task](features) for task in asked}, features=(features,))
 
     def task_parameters(self, task: str) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the task's head."""
         if task not in self.task_names:
             raise unknown("task of HardSharing", task, self.task_names)
         return self.heads[task].parameters()

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-import counterpoint
 from counterpoint import architectures, balancers, blocks, data
 from counterpoint._checks import check_choice
+from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
 from counterpoint.bench.run_config import RunConfig, check_component
 from counterpoint.data import MultiTaskData
@@ -108,7 +108,7 @@ def environment() -> dict[str, Any]:
     """Return versions and machine, for the run folder and the report."""
     packages = ("torch", "numpy", "lightning-fabric", "torchmetrics", "scikit-learn")
     return {
-        "counterpoint": counterpoint.__version__,
+        "counterpoint": __version__,
         "python": platform.python_version(),
         **{package: _version(package) for package in packages},
         "platform": platform.platform(),

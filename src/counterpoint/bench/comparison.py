@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from counterpoint import balancers
 from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method

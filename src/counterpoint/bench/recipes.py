@@ -29,8 +29,9 @@ def digits() -> RunConfig:
 def multi_fashion_mnist() -> RunConfig:
     """Multi-(Fashion+MNIST) from IDX files (give ``--data.root``), ResNet-18, SGD as in Recon's protocol.
 
-    Batch 256, learning rate 0.1, momentum 0.9, 120 epochs with rate x 0.1 after 60 and 90, accuracy of the last epoch. Differs
-    from the protocol: pairs are made by our generator, and a sixth of the training scans is kept for validation.
+    Batch 256, learning rate 0.1, momentum 0.9, 120 epochs with rate x 0.1 after 60 and 90, accuracy of the last epoch.
+    Differs from the protocol: pairs are made by our generator, a sixth of the training scans is kept for validation,
+    and the last batch of an epoch is not dropped.
     """
     return RunConfig(
         data=DataConfig("multi_fashion_mnist"),
@@ -42,7 +43,7 @@ def multi_fashion_mnist() -> RunConfig:
 
 
 def multi_fashion_mnist_small() -> RunConfig:
-    """Multi-(Fashion+MNIST) from IDX files (give ``--data.root``), small net, Adam, five epochs: minutes on two cores."""
+    """Multi-(Fashion+MNIST) from IDX files (give ``--data.root``), small net, five epochs: minutes on two cores."""
     return RunConfig(
         data=DataConfig("multi_fashion_mnist", {"num_train": 20000, "num_val": 4000, "num_test": 4000}),
         model=ModelConfig(backbone="small_conv", backbone_options={"widths": [16, 32], "hidden": 128}),

@@ -125,7 +125,8 @@ class TrainingConfig:
         selection_k: Number of epochs of ``"mean_last"``.
         accelerator: As Lightning Fabric names it: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
         precision: ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` or ``"bf16-true"``.
-        threads: Threads of torch on the CPU; 0 leaves torch's default. Results can differ in the last bits between numbers.
+        threads: Threads of torch on the CPU; 0 leaves torch's default. Results can differ in the last bits between
+            numbers of threads.
     """
 
     epochs: int = 10
@@ -268,7 +269,7 @@ def _set(content: dict[str, Any], path: str, value: Any) -> None:
     keys = path.split(".")
     section = keys[0]
     if section not in content:
-        valid = _paths(RunConfig)
+        valid = option_paths(RunConfig)
         raise OptionError(
             f"no option --{path}{nearest(path, valid) or '; see the resolved config.yaml of a run for all'}"
         )
@@ -292,13 +293,13 @@ def _set(content: dict[str, Any], path: str, value: Any) -> None:
     inner[keys[-1]] = value
 
 
-def _paths(cls: Any, prefix: str = "") -> list[str]:
+def option_paths(cls: Any, prefix: str = "") -> list[str]:
     """Return all dotted paths of a configuration class."""
     found: list[str] = []
     for field in dataclasses.fields(cls):
         found.append(prefix + field.name)
         if dataclasses.is_dataclass(field.type):
-            found += _paths(field.type, f"{prefix}{field.name}.")
+            found += option_paths(field.type, f"{prefix}{field.name}.")
     return found
 
 

@@ -173,7 +173,7 @@ _news: Any = None  # the queue of this worker process; set once when the process
 
 
 def _init_worker(news: Any) -> None:
-    global _news  # noqa: PLW0603 - a worker process has no other place that outlives a job
+    global _news  # a worker process has no other place that outlives a job
     _news = news
 
 
@@ -186,7 +186,7 @@ def _run_job(index: int, job: Job, listener: Listener) -> None:
     listener(Event("start", index))
     try:
         run_one(job.config, job.path, lambda record: listener(Event("epoch", index, epoch=record["epoch"])))
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong in one run must not stop the others
+    except Exception as error:  # whatever goes wrong in one run must not stop the others
         if not (job.path / ERROR).exists():
             with contextlib.suppress(FileError):
                 RunFolder(job.path, job.config.to_dict(), environment()).write_json(ERROR, _describe(error))

@@ -57,8 +57,8 @@ def _image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, ...]:
 class SmallConv(Backbone):
     """A few convolutions and one linear layer, for small images.
 
-    Each convolutional stage is a 3 x 3 convolution, batch normalization, ReLU and 2 x 2 max pooling; the last stage flattens,
-    so that positions stay apart, and maps to ``hidden`` features with ReLU and dropout.
+    Each convolutional stage is a 3 x 3 convolution, batch normalization, ReLU and 2 x 2 max pooling; the last stage
+    flattens, so that positions stay apart, and maps to ``hidden`` features with ReLU and dropout.
 
     Args:
         input_shape: (channels, height, width) of one image.
@@ -100,6 +100,7 @@ class SmallConv(Backbone):
 
     @classmethod
     def parse_shape(cls, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Check the shape of one input."""
         return _image_shape("SmallConv", input_shape)
 
 
@@ -133,6 +134,7 @@ class MLP(Backbone):
 
     @classmethod
     def parse_shape(cls, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Check the shape of one input."""
         if not input_shape or min(input_shape) < 1:
             raise ShapeError(f"MLP: input_shape must have at least one axis, got {tuple(input_shape)}")
         return tuple(input_shape)
@@ -172,4 +174,5 @@ class ResNet18(Backbone):
 
     @classmethod
     def parse_shape(cls, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Check the shape of one input."""
         return _image_shape("ResNet18", input_shape)

@@ -35,8 +35,15 @@ def reject(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
 
 def unknown_option(parser: argparse.ArgumentParser, option: str) -> OptionError:
     """Build the error for an option that does not exist."""
+    from counterpoint.bench.run_config import RunConfig, option_paths
+
+    name = option.split("=")[0].lstrip("-")
     flags = [flag for action in parser._actions for flag in action.option_strings]  # argparse offers no public list
-    return OptionError(f"no option {option!r} in {parser.prog}{nearest(option, flags)}")
+    takes_options = any(action.dest == "recipe" for action in parser._actions)
+    paths = option_paths(RunConfig) if takes_options else []
+    inner = [f"--{path}" for path in paths if path.split(".")[-1] == name]
+    hint = f"; did you mean {', '.join(inner)}?" if inner else nearest(option, [*flags, *(f"--{p}" for p in paths)])
+    return OptionError(f"no option {option.split('=')[0]!r} in {parser.prog}{hint}")
 
 
 def read_run(args: argparse.Namespace, rest: Sequence[str], *, seed: int | None = None) -> "RunConfig":

@@ -1,5 +1,8 @@
-"""Compare balancers fairly: methods x seeds, with single-task networks, equal weighting and random weights
-as baselines. What is done already is not run again; a run that fails is recorded and the rest goes on."""
+"""Compare balancers fairly: methods x seeds, and always the baselines.
+
+The baselines are single-task networks, equal weighting and random weights. What is done already
+is not run again; a run that fails is recorded and the rest goes on.
+"""
 
 import argparse
 import fnmatch

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from counterpoint import __version__
+from counterpoint._version import __version__
 from counterpoint.cli import compare, list_names, report, show, train
 from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, SolverError
 from counterpoint.registry import nearest

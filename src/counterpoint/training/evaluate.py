@@ -14,8 +14,8 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Return task -> metric -> value over all batches, in each metric's unit.
 
-    The model is put into eval mode and back into the mode in which it was. Entries whose mask is False are left out; a task
-    without a single label in the split has NaN.
+    The model is put into eval mode and back into the mode in which it was. Entries whose mask is False are left out; a
+    task without a single label in the split has NaN.
 
     Args:
         model: Returns a :class:`~counterpoint.architectures.MTLOutput`.

@@ -37,11 +37,12 @@ class FitOptions:
         epochs: Passes over the training split.
         batch_size: Samples per update.
         eval_batch_size: Samples per batch of evaluation.
-        seed: Seed of the sample order. Seed the rest with :func:`~counterpoint.training.seed.seed_everything` before building the model.
+        seed: Seed of the sample order. Seed the rest with :func:`~counterpoint.training.seed.seed_everything` before
+            building the model.
         level: As in :func:`~counterpoint.training.step.training_step`.
         step_schedule: Step the schedule after every update instead of every epoch.
-        monitor_every: Measure the cosines between task gradients every so many updates; 0 for never. Costs a backward pass a task
-            where the balancer does not know them anyway, and is not counted as training time.
+        monitor_every: Measure the cosines between task gradients every so many updates; 0 for never. Costs a backward
+            pass a task where the balancer does not know them anyway, and is not counted as training time.
         checkpoint_every: Epochs between checkpoints.
         num_workers: Processes that load data; 0 loads in this one.
         selection: Which epoch's result counts: ``"last"``, ``"best"`` on validation, ``"mean_last"``.
@@ -180,7 +181,11 @@ class _Loop:
         return self.fabric.setup_dataloaders(loader)
 
     def resume(self) -> None:
-        """Load the last checkpoint, if there is one, and drop records that were made after it."""
+        """Load the last checkpoint, if there is one, and drop records that were made after it.
+
+        Raises:
+            FileError: If the checkpoint is damaged or of another version.
+        """
         state = self.folder.load_checkpoint("last")
         if state is None:
             self.folder.truncate(0)
@@ -225,7 +230,11 @@ class _Loop:
         return record
 
     def _update(self, batch: Any) -> tuple[BalancerReport, float]:
-        """Do one update; return its report and the seconds that monitoring took."""
+        """Do one update; return its report and the seconds that monitoring took.
+
+        Raises:
+            NonFiniteError: Names epoch, step and task.
+        """
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1

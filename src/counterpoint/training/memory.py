@@ -1,5 +1,6 @@
 """Peak memory of a run."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 class PeakMemory:
     """Peak memory since construction: of the device on CUDA, else of the resident set of the process.
 
-    On Linux the kernel's peak counter is reset at the start, so runs in one process do not see each other; on other systems the peak
-    is that of the process since it began, less what it used at the start.
+    On Linux the kernel's peak counter is reset at the start, so runs in one process do not see each other; on other
+    systems the peak is that of the process since it began.
 
     Args:
         device: Device that trains.
@@ -26,10 +27,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._start = torch.cuda.memory_allocated(device) / 2**20
             return
-        try:
+        with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
             _CLEAR.write_text("5")  # resets VmHWM, see proc(5)
-        except OSError:
-            pass  # not Linux, or not allowed: the peak is then that of the whole process
         self._start = _status("VmRSS") if _STATUS.exists() else 0.0
 
     def extra_mb(self) -> float:

@@ -66,9 +66,10 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
 class RunFolder:
     """One run on disk.
 
-    ``config.yaml`` and ``environment.json`` say what is run on what, ``metrics.jsonl`` has a line per record, ``checkpoints/last.pt`` and
-    ``best.pt`` the state, ``timing.json`` what was measured with a clock, ``result.json`` the rest; the last one is written
-    at the very end, so its presence means that the run is done. ``error.json`` tells why a run failed.
+    ``config.yaml`` and ``environment.json`` say what is run on what, ``metrics.jsonl`` has a line per record,
+    ``checkpoints/last.pt`` and ``best.pt`` the state, ``timing.json`` what was measured with a clock, ``result.json``
+    the rest; the last one is written at the very end, so its presence means that the run is done. ``error.json`` tells
+    why a run failed.
 
     Args:
         path: The folder.
@@ -76,7 +77,8 @@ class RunFolder:
         environment: Versions and machine, written when the folder is made.
 
     Raises:
-        FileError: If the folder was made with another configuration, is in use by another process, or cannot be written.
+        FileError: If the folder was made with another configuration, is in use by another process, or cannot be
+            written.
     """
 
     def __init__(
@@ -142,7 +144,11 @@ class RunFolder:
             os.truncate(path, size)
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write ``checkpoints/<name>.pt``, whole or not at all."""
+        """Write ``checkpoints/<name>.pt``, whole or not at all.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
         path = self.path / "checkpoints" / f"{name}.pt"
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -190,7 +196,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole records of a ``metrics.jsonl``; a last line without its end is left out."""
+    """Yield the whole records of a ``metrics.jsonl``; a last line without its end is left out.
+
+    Raises:
+        FileError: If another line is not valid JSON.
+    """
     if not path.exists():
         return
     with path.open() as file:
@@ -237,7 +247,7 @@ def _strict(content: Any) -> Any:
 
 
 def _lock(path: Path) -> Any:
-    """Hold a lock for as long as the returned file is open; the system drops it when the process dies."""
+    """Hold a lock for as long as the file is open; the system drops it when the process dies."""
     try:
         file = path.open("w")
     except OSError as error:

@@ -11,7 +11,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 RULES: dict[str, str] = {
     "last": "the last epoch",
-    "best": "the epoch with the best validation score (mean over tasks of the log of the primary metric, sign by direction)",
+    "best": "the epoch with the best validation score (mean over tasks of the signed log of the primary metric)",
     "mean_last": "the mean over the last {k} epochs",
 }
 
@@ -24,7 +24,8 @@ def describe_rule(rule: str, k: int) -> str:
 def validation_score(metrics: Metrics, higher_is_better: Mapping[str, Mapping[str, bool]]) -> float:
     """Return a scale-free score of one epoch; higher is better.
 
-    The mean over tasks of log(value) of the primary metric, negated where lower is better: a change by one per cent counts the same in every task.
+    The mean over tasks of log(value) of the primary metric, negated where lower is better: a change by one per cent
+    counts the same in every task.
 
     Args:
         metrics: Task -> metric -> value on the validation split. NaN (no labels in the split) is left out.
