@@ -6,7 +6,7 @@ import multiprocessing
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -152,7 +152,7 @@ def _run_pool(remaining: dict[int, Job], workers: int, listener: Listener) -> li
 
 
 @contextlib.contextmanager
-def _forwarding(news: Any, note: Listener) -> Iterable[None]:  # type: ignore[misc]
+def _forwarding(news: Any, note: Listener) -> Iterator[None]:
     """Hand news from the workers to a listener, in a thread of its own."""
 
     def forward() -> None:

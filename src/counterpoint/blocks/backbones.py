@@ -85,8 +85,8 @@ class SmallConv(Backbone):
         check_range("SmallConv: dropout", dropout, low=0.0, high=1.0, high_open=True)
         if not widths or min(height, width) < 2 ** len(widths):
             raise OptionError(
-                f"SmallConv: {len(widths)} stages of pooling need an image of at least {2 ** len(widths)} pixels a side "
-                f"and one stage at least, got {height} x {width}"
+                f"SmallConv: {len(widths)} stages of pooling need an image of at least {2 ** len(widths)} pixels a "
+                f"side and one stage at least, got {height} x {width}"
             )
         self.stages = nn.ModuleList()
         for out in widths:

@@ -36,9 +36,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.json:
         print(json.dumps({"folder": str(path), **result}, indent=2))
         return 0
-    print(
-        f"{config.balancer.name} on {config.data.name}, {result['epochs']} epochs, result of epoch {result['selected_epoch']}"
-    )
+    chosen = f"{result['epochs']} epochs, result of epoch {result['selected_epoch']}"
+    print(f"{config.balancer.name} on {config.data.name}, {chosen}")
     for task, metrics in result["test"].items():
         shown = ", ".join(
             f"{metric} {value:.4g}" if value is not None else f"{metric} -" for metric, value in metrics.items()

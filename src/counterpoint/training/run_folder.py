@@ -91,7 +91,7 @@ class RunFolder:
             difference = first_difference(plain, read_yaml(existing))
             if difference:
                 raise FileError(
-                    f"{self.path}: made by another configuration ({difference}); choose another folder or delete this one"
+                    f"{self.path}: made by another configuration ({difference}); take another folder or delete this one"
                 )
         else:
             write_atomically(self.path / ENVIRONMENT, _dump_json(environment or {}))
