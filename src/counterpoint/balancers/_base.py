@@ -6,6 +6,7 @@ losses, the Gram matrix of the task gradients, or the task gradients themselves.
 
 import dataclasses
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -94,7 +95,7 @@ class Balancer(nn.Module, ABC):
     scale: ClassVar[str]  # of the update, in the paper's own convention
     cost: ClassVar[str]
     reads: ClassVar[str]
-    task_gradients: ClassVar[str] = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
+    task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
     nonnegative_losses: ClassVar[bool] = False
     needs_epochs: ClassVar[bool] = False  # wants end_epoch()
 
@@ -128,6 +129,7 @@ class Balancer(nn.Module, ABC):
         if random and generator is None:
             self.generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
         self._initial_generator = None if self.generator is None else self.generator.get_state()
+        self._warned: set[str] = set()
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -176,6 +178,12 @@ class Balancer(nn.Module, ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         return f"{self._owner}({arguments})"
+
+    def warn_once(self, topic: str, message: str, category: type[Warning] = RuntimeWarning) -> None:
+        """Warn on the first call with this topic; later ones are silent."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(f"{self._owner}: {message}", category, stacklevel=3)
 
     @property
     def _owner(self) -> str:
@@ -372,7 +380,7 @@ class LossBalancer(Balancer):
     """A balancer that reads losses only: one scalar objective, one backward pass."""
 
     reads: ClassVar[str] = "losses"
-    task_gradients: ClassVar[str] = "weighted"
+    task_gradients: str = "weighted"
     cost: ClassVar[str] = "1 backward pass"
 
     @abstractmethod
