@@ -98,7 +98,7 @@ def make_history(rng, task_shift, step, last, epochs):
                 start = 0.45 if higher else 1.8
                 value = final * (start + (1 - start) * reached) * (1 + rng.gauss(0, 0.008))
                 val[task.name] = {metric: NAN if epoch == last else value}
-        loss = {name: 1 / epoch for name in val}
+        loss = dict.fromkeys(val, 1 / epoch)
         history.append({"epoch": epoch, "train_seconds": step * epoch, "train_loss": loss, "val": val, "test": val})
     return tuple(history)
 

@@ -4,7 +4,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from counterpoint.bench.figures import Figure, Section, Trace, axis, escape, layout, line_shape
 from counterpoint.bench.numbers import plain

@@ -12,7 +12,7 @@ from counterpoint._optional import require
 from counterpoint.bench.columns import Column, cost_columns, metric_columns, summary_columns
 from counterpoint.bench.numbers import MINUS, MISSING, format_number, format_spread
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, relative_time
-from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread
+from counterpoint.bench.results import Comparison, MethodRow, Spread
 from counterpoint.bench.verdict import RULE, verdict
 from counterpoint.errors import FileError
 

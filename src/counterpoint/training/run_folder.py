@@ -97,6 +97,8 @@ class RunFolder:
             write_atomically(self.path / ENVIRONMENT, _dump_json(environment or {}))
             write_atomically(existing, yaml.safe_dump(plain, sort_keys=False).encode())
         self._lock = _lock(self.path / ".lock")
+        for stale in self.path.rglob("*.tmp"):  # left by a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the folder free for other processes."""
@@ -188,11 +190,18 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    cure = "delete it to train again from the start"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums that torch.save wrote
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, IndexError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: cut short or damaged, no whole checkpoint; {cure}") from error
+    if damaged is not None:
+        raise FileError(f"{path}: altered (the checksum of {damaged} does not fit); {cure}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(f"{path}: damaged ({reason[:120]}); delete it to train again from the start") from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise FileError(f"{path}: not a checkpoint of this program; {cure}") from error
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
