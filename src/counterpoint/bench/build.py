@@ -17,7 +17,6 @@ from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
 from counterpoint.bench.run_config import RunConfig, check_component
 from counterpoint.data import MultiTaskData
-from counterpoint.errors import OptionError
 from counterpoint.tasks import Task
 from counterpoint.training import seed_everything
 from counterpoint.training.optimizers import build_optimizer, build_scheduler
@@ -42,17 +41,14 @@ def check_run(config: RunConfig) -> None:
     """Check every name and option of a configuration without building anything or reading any data.
 
     Raises:
-        OptionError: If an option does not exist or has the wrong type.
+        OptionError: If an option does not exist, has the wrong type or is missing.
     """
-    check_component(data.DATASETS, config.data.name, config.data.options)
-    check_component(architectures.ARCHITECTURES, config.model.name, config.model.options)
-    check_component(blocks.BACKBONES, config.model.backbone, config.model.backbone_options)
-    check_component(blocks.HEADS, config.model.head, config.model.head_options)
-    check_component(balancers.BALANCERS, config.balancer.name, config.balancer.options)
-    missing = [option.name for option in data.describe(config.data.name).options if option.required]
-    for option in missing:
-        if option not in config.data.options:
-            raise OptionError(f"data set {config.data.name} needs {option}; give it with --data.{option} VALUE")
+    model, balancer = config.model, config.balancer
+    check_component(data.DATASETS, config.data.name, config.data.options, where="--data.{} VALUE")
+    check_component(architectures.ARCHITECTURES, model.name, model.options, where="--model.options.{} VALUE")
+    check_component(blocks.BACKBONES, model.backbone, model.backbone_options, where="--model.backbone_options.{} VALUE")
+    check_component(blocks.HEADS, model.head, model.head_options, where="--model.head_options.{} VALUE")
+    check_component(balancers.BALANCERS, balancer.name, balancer.options, where="--balancer.{} VALUE")
     check_choice("training: precision", config.training.precision, _PRECISIONS)
     config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step)
     probe = torch.nn.Linear(1, 1)

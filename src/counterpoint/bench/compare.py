@@ -69,7 +69,7 @@ def parse_method(text: str) -> BalancerConfig:
         options = yaml.safe_load("{" + written + "}") or {}
     except yaml.YAMLError as error:
         raise OptionError(f"method {text!r}: {one_line(error)}") from error
-    check_component(balancers.BALANCERS, name, options)
+    check_component(balancers.BALANCERS, name, options, where=f"'{name}({{}}=VALUE)'")
     return BalancerConfig(name, options)
 
 

@@ -235,17 +235,26 @@ def override(config: RunConfig, changes: Sequence[tuple[str, str]]) -> RunConfig
     return parse_run(content, "command line")
 
 
-def check_component(registry: Registry, name: str, options: Mapping[str, Any]) -> None:
+def check_component(registry: Registry, name: str, options: Mapping[str, Any], *, where: str) -> None:
     """Check name, options and their types of a registered class without building it.
 
+    Args:
+        registry: Family of the class.
+        name: Its key.
+        options: Arguments of its constructor.
+        where: How an option is given, with its name for ``{}``; for the message about one that is missing.
+
     Raises:
-        OptionError: If an option does not exist or has the wrong type.
+        OptionError: If an option does not exist, has the wrong type or is missing.
     """
     registry.check_options(name, options)
     cls = registry.get(name)
     given = [argument for argument in registry.given if argument in options]
     if given:
         raise OptionError(f"{cls.__name__}: {given[0]} is set by the run and cannot be an option")
+    for option in registry.describe(name).options:
+        if option.required and option.name not in options:
+            raise OptionError(f"{cls.__name__} needs {option.name}; give it with {where.format(option.name)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "options", skip=set(registry.given), fail_untyped=False)
     try:
