@@ -11,11 +11,12 @@ def require(package: str, *, extra: str) -> ModuleType:
 
     Raises:
         MissingExtraError: If the package is not installed.
+        ModuleNotFoundError: If the package is there and something that it imports is not.
     """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
-            raise  # the package is there, something that it imports is not
+            raise
         message = f"{package} is not installed; install it with: pip install 'counterpoint[{extra}]'"
         raise MissingExtraError(message) from error

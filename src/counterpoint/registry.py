@@ -108,7 +108,8 @@ class Registry(Generic[T]):
         """
         found = self._classes.get(fold(name))
         if found is None:
-            raise unknown(self.kind, name, self.names())
+            error = unknown(self.kind, name, self.names())
+            raise error
         return found
 
     def create(self, name: str, *args: object, **options: object) -> T:

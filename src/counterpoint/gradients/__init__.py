@@ -6,4 +6,5 @@ from counterpoint.gradients.jacobian import task_gradients as task_gradients
 from counterpoint.gradients.scope import Scope as Scope
 from counterpoint.gradients.scope import find_scope as find_scope
 from counterpoint.gradients.write import accumulate as accumulate
+from counterpoint.gradients.write import all_finite as all_finite
 from counterpoint.gradients.write import backward_into as backward_into

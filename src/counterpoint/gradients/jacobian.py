@@ -1,15 +1,17 @@
 """The gradients of every task, formed one after another (the plain engine), and their way back into ``.grad``."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint import linalg
 from counterpoint.errors import GraphError
-from counterpoint.gradients.scope import Scope, find_scope
+from counterpoint.gradients.scope import Scope, feature_edges, find_scope, loss_edge
 from counterpoint.gradients.write import accumulate, backward_into
 
 Level = Literal["parameters", "features"]
@@ -24,14 +26,15 @@ class TaskGradients:
         scope: Which leaves are shared and which are not.
         private: For each task its gradient of ``scope.private``; ``None`` where it is zero.
         num_backward: Backward passes through the shared part, including the one that :meth:`write` still makes.
+        bypass: At the level of features, each task's gradient of the shared leaves that are reached past them.
     """
 
     jacobian: Tensor
     scope: Scope
     private: list[list[Tensor | None]]
     num_backward: int
+    bypass: list[list[Tensor]] = dataclasses.field(default_factory=list)
     _features: tuple[Tensor, ...] = ()
-    _bypass: list[list[Tensor]] = dataclasses.field(default_factory=list)  # at the level of features: past them
 
     def gram(self) -> Tensor:
         """Return the inner products of the rows, (K, K) in float64."""
@@ -63,19 +66,8 @@ class TaskGradients:
             GraphError: At the level of features without weights, if a shared parameter bypasses the features.
         """
         direction = direction if scale == 1.0 else direction * scale
-        bypassing = [leaf for leaf in self.scope.shared if leaf not in self.scope.through]
         if self._features:
-            if bypassing and weights is None:
-                raise GraphError(
-                    f"level='features': {len(bypassing)} shared parameters are reached past the features and a "
-                    "method without task weights has no gradient for them; use level='parameters'"
-                )
-            seeds = _split(direction, self._features)
-            backward_into(self._features, seeds, self.scope.through, check)
-            for position, leaf in enumerate(bypassing):
-                rows = torch.stack([row[position].flatten() for row in self._bypass])
-                if weights is not None:
-                    accumulate(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))
+            self._write_features(direction, check, weights=weights, scale=scale)
         else:
             for leaf, gradient in zip(self.scope.shared, _split(direction, self.scope.shared), strict=True):
                 accumulate(leaf, gradient)
@@ -83,6 +75,32 @@ class TaskGradients:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
                     accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
+
+    def _write_features(
+        self,
+        direction: Tensor,
+        check: Callable[[Sequence[Tensor]], None],
+        *,
+        weights: Tensor | None,
+        scale: float,
+    ) -> None:
+        """Send the combined row of the features through the trunk; leaves reached past them take the task weights.
+
+        Raises:
+            GraphError: If there are such leaves and no weights.
+        """
+        past = [leaf for leaf in self.scope.shared if leaf not in self.scope.through]
+        if past and weights is None:
+            raise GraphError(
+                f"level='features': {len(past)} shared parameters are reached past the features and a "
+                "method without task weights has no gradient for them; use level='parameters'"
+            )
+        seeds = _split(direction, self._features)
+        backward_into(self._features, seeds, self.scope.through, check)
+        for position, leaf in enumerate(past):
+            rows = torch.stack([row[position].flatten() for row in self.bypass])
+            if weights is not None:
+                accumulate(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))
 
 
 def task_gradients(
@@ -108,43 +126,85 @@ def task_gradients(
     Raises:
         GraphError: If features are asked for and no loss depends on them.
     """
+    features = tuple(_distinct(features))
     scope = find_scope(losses, shared=shared, features=features)
     if not features:
         return _without_features(losses, scope, scale=scale, retain_graph=retain_graph)
-    features = tuple(features)
     direct = [leaf for leaf in scope.shared if leaf not in scope.through]
-    through = [leaf for leaf in scope.shared if leaf in scope.through]
-    heads, bypass, private = [], [], []
-    for loss, leaves in zip(losses, scope.private, strict=True):
-        found = _differentiate([loss], [*features, *direct, *leaves], [torch.full_like(loss, scale)], retain_graph=True)
-        if all(gradient is None for gradient in found[: len(features)]):
-            heads.append(None)
-        else:
-            heads.append(_dense(found[: len(features)], features))
-        rest = found[len(features) :]
-        bypass.append(_dense(rest[: len(direct)], direct))
-        private.append([None if gradient is None else _unscaled(gradient, scale) for gradient in rest[len(direct) :]])
-    if all(head is None for head in heads):
-        raise GraphError("features: no loss depends on the features; pass the tensors that the heads were given")
-    zeros = [torch.zeros_like(feature) for feature in features]
-    heads = [zeros if head is None else head for head in heads]
-    bypass = [[_unscaled(gradient, scale) for gradient in row] for row in bypass]
+    heads, bypass, private = _heads(losses, scope, features, direct, scale=scale)
+    crossing = any(leaf in scope.below for own in (direct, *scope.private) for leaf in own)
+    passes = len(losses) if crossing else 0
     if level == "features":
         jacobian = _empty(len(losses), features)
         for row, head in zip(jacobian, heads, strict=True):
             _fill(row, head)
-        jacobian = _unscaled(jacobian, scale)
-        return TaskGradients(jacobian, scope, private, 1, features, bypass)
+        return TaskGradients(_unscaled(jacobian, scale), scope, private, passes + 1, bypass, features)
+    through = [leaf for leaf in scope.shared if leaf in scope.through]
     ordered = dataclasses.replace(scope, shared=(*direct, *through))
     jacobian = _empty(len(losses), ordered.shared)
-    num_direct = sum(leaf.numel() for leaf in direct)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
         found = _differentiate(features, through, head, retain_graph=retain_graph or not last)
-        _fill(row[:num_direct], bypass[task])
-        _fill(row[num_direct:], _dense(found, through))
-        row[num_direct:] = _unscaled(row[num_direct:], scale)
-    return TaskGradients(jacobian, ordered, private, len(losses))
+        # the trunk's part still has the loss scale in it
+        _fill(row, [*bypass[task], *(_unscaled(gradient, scale) for gradient in _dense(found, through))])
+    return TaskGradients(jacobian, ordered, private, passes + len(losses))
+
+
+def _heads(
+    losses: Sequence[Tensor], scope: Scope, features: Sequence[Tensor], direct: Sequence[Tensor], *, scale: float
+) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor | None]]]:
+    """Differentiate each head once.
+
+    Returns:
+        For each task the gradients of the features (with the loss scale still in them), of the shared leaves that
+        are reached past the features, and of its own leaves.
+
+    Raises:
+        GraphError: If no loss depends on the features.
+    """
+    heads, bypass, private = [], [], []
+    used = False
+    for loss, own in zip(losses, scope.private, strict=True):
+        seed = [torch.full_like(loss, scale)]
+        leaves = [*direct, *own]
+        near = [leaf for leaf in leaves if leaf not in scope.below]
+        with _cut(features):
+            found = _differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
+        # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
+        far = [leaf for leaf in leaves if leaf in scope.below]
+        whole = _differentiate([loss_edge(loss)], far, seed, retain_graph=True)
+        by_leaf = dict(zip([*near, *far], [*found[len(features) :], *whole], strict=True))
+        used = used or any(gradient is not None for gradient in found[: len(features)])
+        heads.append(_dense(found[: len(features)], features))
+        bypass.append([_unscaled(g, scale) for g in _dense([by_leaf[leaf] for leaf in direct], direct)])
+        private.append([None if g is None else _unscaled(g, scale) for g in map(by_leaf.get, own)])
+    if not used:
+        raise GraphError("features: no loss depends on the features; pass the tensors that the heads were given")
+    return heads, bypass, private
+
+
+@contextlib.contextmanager
+def _cut(features: Sequence[Tensor]) -> Iterator[None]:
+    """Stop backward passes at the features, so that one feature's gradient has no part that comes through another."""
+    outputs: dict[Node, set[int]] = {}
+    for node, number in feature_edges(features):
+        outputs.setdefault(node, set()).add(number)
+
+    def stop(numbers: set[int]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
+        return lambda gradients: tuple(None if nr in numbers else g for nr, g in enumerate(gradients))
+
+    hooks = [node.register_prehook(stop(numbers)) for node, numbers in outputs.items()]  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _distinct(features: Sequence[Tensor]) -> list[Tensor]:
+    """Drop a feature that was given twice, as its gradient would count twice."""
+    feature_edges(features)  # all have a graph
+    return list({(feature.grad_fn, feature.output_nr): feature for feature in features}.values())
 
 
 def _without_features(losses: Sequence[Tensor], scope: Scope, *, scale: float, retain_graph: bool) -> TaskGradients:
@@ -153,7 +213,8 @@ def _without_features(losses: Sequence[Tensor], scope: Scope, *, scale: float, r
     for task, (loss, leaves) in enumerate(zip(losses, scope.private, strict=True)):
         last = task == len(losses) - 1
         seed = [torch.full_like(loss, scale)]
-        found = _differentiate([loss], [*scope.shared, *leaves], seed, retain_graph=retain_graph or not last)
+        inputs = [*scope.shared, *leaves]
+        found = _differentiate([loss_edge(loss)], inputs, seed, retain_graph=retain_graph or not last)
         _fill(jacobian[task], _dense(found[: len(scope.shared)], scope.shared))
         own = found[len(scope.shared) :]
         private.append([None if gradient is None else _unscaled(gradient, scale) for gradient in own])
@@ -174,7 +235,11 @@ def measure_gram(
 
 
 def _differentiate(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, retain_graph: bool
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    inputs: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    *,
+    retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
     if not inputs:
         return ()
@@ -191,27 +256,37 @@ def _dense(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list
 
 
 def _empty(num_tasks: int, leaves: Sequence[Tensor]) -> Tensor:
-    """Return an uninitialized matrix with a row per task and a column per element of the leaves."""
+    """Return an uninitialized real matrix with a row per task and a column per element of the leaves."""
     if not leaves:
         return torch.zeros(num_tasks, 0)
     dtype = torch.float32
     for leaf in leaves:
-        dtype = torch.promote_types(dtype, leaf.dtype)
-    return torch.empty(num_tasks, sum(leaf.numel() for leaf in leaves), dtype=dtype, device=leaves[0].device)
+        dtype = torch.promote_types(dtype, leaf.dtype.to_real())
+    return torch.empty(num_tasks, sum(map(_columns, leaves)), dtype=dtype, device=leaves[0].device)
+
+
+def _columns(leaf: Tensor) -> int:
+    return leaf.numel() * (2 if leaf.is_complex() else 1)  # real and imaginary part
 
 
 def _fill(row: Tensor, pieces: Sequence[Tensor]) -> None:
     """Copy tensors one behind the other into a row."""
     start = 0
     for piece in pieces:
-        row[start : start + piece.numel()].view(piece.shape).copy_(piece)
-        start += piece.numel()
+        real = torch.view_as_real(piece.resolve_conj()) if piece.is_complex() else piece
+        row[start : start + real.numel()].view(real.shape).copy_(real)
+        start += real.numel()
 
 
 def _split(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Cut a row into tensors of the shape, dtype and device of the leaves."""
-    pieces = direction.split([leaf.numel() for leaf in leaves]) if leaves else ()
-    return [piece.view(leaf.shape).to(leaf) for piece, leaf in zip(pieces, leaves, strict=True)]
+    pieces = direction.split([_columns(leaf) for leaf in leaves]) if leaves else ()
+    return [
+        torch.view_as_complex(piece.view(*leaf.shape, 2)).to(leaf)
+        if leaf.is_complex()
+        else piece.view(leaf.shape).to(leaf)
+        for piece, leaf in zip(pieces, leaves, strict=True)
+    ]
 
 
 def _unscaled(gradient: Tensor, scale: float) -> Tensor:

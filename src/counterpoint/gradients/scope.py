@@ -8,6 +8,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from counterpoint.errors import GraphError
 
+
 @dataclasses.dataclass(frozen=True)
 class Scope:
     """The leaves that a set of losses reaches, divided by who reaches them.
@@ -17,11 +18,13 @@ class Scope:
         private: For each loss the other leaves that it reaches; their gradients are not balanced. A leaf that
             the caller left out of ``shared`` stands in the list of every loss that reaches it.
         through: The shared leaves that the losses reach through the features only.
+        below: All leaves that the features reach, balanced or not.
     """
 
     shared: tuple[Tensor, ...]
     private: tuple[tuple[Tensor, ...], ...]
     through: frozenset[Tensor] = frozenset()
+    below: frozenset[Tensor] = frozenset()
 
 
 def find_scope(
@@ -44,7 +47,7 @@ def find_scope(
     Raises:
         GraphError: If a feature tensor has no graph below it.
     """
-    reach = _reach([get_gradient_edge(loss) for loss in losses], stop=_feature_edges(features))
+    reach = _reach([loss_edge(loss) for loss in losses], stop=feature_edges(features))
     below = _reach([get_gradient_edge(feature) for feature in features], stop=frozenset())
     masks = {**reach, **dict.fromkeys(below, (1 << len(losses)) - 1)}  # features count as used by every task
     if shared is None:
@@ -57,10 +60,34 @@ def find_scope(
         for task in range(len(losses))
     )
     through = frozenset(leaf for leaf in chosen if leaf not in reach)
-    return Scope(tuple(chosen), private, through)
+    return Scope(tuple(chosen), private, through, frozenset(below))
 
 
-def _feature_edges(features: Sequence[Tensor]) -> frozenset[tuple[Node, int]]:
+def loss_edge(loss: Tensor) -> GradientEdge:
+    """Return where the graph of one loss begins.
+
+    An element of ``torch.stack(losses)`` leads straight to its own loss: going through the stack would reach the
+    heads of all tasks, and differentiate every one of them, with zeros, for each task.
+    """
+    edge = get_gradient_edge(loss)
+    node, number = edge.node, edge.output_nr
+    while node is not None and node.name() == "ViewBackward0":
+        node, number = node.next_functions[0]
+    if node is None or node.name() != "UnbindBackward0":
+        return edge
+    stack = node.next_functions[0][0]
+    if stack is None or stack.name() != "StackBackward0":
+        return edge
+    node, number = stack.next_functions[number]
+    return edge if node is None else GradientEdge(node, number)
+
+
+def feature_edges(features: Sequence[Tensor]) -> frozenset[tuple[Node, int]]:
+    """Return where the graphs of the features begin.
+
+    Raises:
+        GraphError: If one has no graph.
+    """
     for feature in features:
         if feature.grad_fn is None:
             raise GraphError(
@@ -85,13 +112,14 @@ def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]]) -> 
             if node in children:
                 finished.setdefault(stack.pop())
                 continue
-            children[node] = [child for child, nr in node.next_functions if child is not None and (child, nr) not in stop]
+            edges = node.next_functions
+            children[node] = [child for child, nr in edges if child is not None and (child, nr) not in stop]
             stack.extend(child for child in children[node] if child not in children)
     leaves: dict[Tensor, int] = {}
     for node in reversed(finished):
         mask = masks[node]
         for child in children[node]:
             masks[child] = masks.get(child, 0) | mask
-        if not children[node] and (leaf := getattr(node, "variable", None)) is not None:
-            leaves[leaf] = mask
+        if not children[node] and node.name().endswith("AccumulateGrad"):
+            leaves[node.variable] = mask  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
     return leaves

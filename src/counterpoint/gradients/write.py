@@ -4,15 +4,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 
+@torch.no_grad()
 def accumulate(leaf: Tensor, gradient: Tensor) -> None:
     """Add ``gradient`` to ``leaf.grad`` as autograd does; it must not be used by anybody else afterwards."""
     gradient = gradient.to(leaf.dtype)
-    if leaf.grad is None:
+    old = leaf.grad
+    if old is None:
+        if not gradient.is_sparse and gradient.stride() != leaf.stride():
+            gradient = torch.empty_like(leaf).copy_(gradient)  # memory is laid out as in the leaf
         leaf.grad = gradient
+    elif old.is_sparse:
+        leaf.grad = old + gradient if gradient.is_sparse else gradient + old  # dense + sparse, never the reverse
     else:
-        leaf.grad += gradient
+        old.add_(gradient)
 
 
 def backward_into(
@@ -20,6 +27,8 @@ def backward_into(
     seeds: Sequence[Tensor | None],
     leaves: Iterable[Tensor],
     check: Callable[[Sequence[Tensor]], None],
+    *,
+    retain_graph: bool = False,
 ) -> None:
     """Run a backward pass that writes to ``.grad`` only if ``check`` accepts the new gradients.
 
@@ -31,26 +40,30 @@ def backward_into(
         tensors: What to differentiate.
         seeds: Their gradients; ``None`` for a scalar means one.
         leaves: The leaves that receive gradients.
-        check: Called with the new gradients; raises to refuse them.
+        check: Called with the new gradients; raises to refuse them, and may change them in place.
+        retain_graph: Keep the graph for another backward pass.
     """
     leaves = list(leaves)
     if not leaves:
         return
     before = [leaf.grad for leaf in leaves]
-    accepted = False
     try:
         for leaf in leaves:
             leaf.grad = None
-        torch.autograd.backward(tensors, seeds, inputs=leaves)
+        torch.autograd.backward(tensors, seeds, retain_graph=retain_graph, inputs=leaves)
         check([leaf.grad for leaf in leaves if leaf.grad is not None])
-        accepted = True
+        after = [leaf.grad for leaf in leaves]
     finally:
         for leaf, old in zip(leaves, before, strict=True):
-            new, leaf.grad = leaf.grad, old
-            if accepted and new is not None:
-                if old is None:
-                    leaf.grad = new
-                elif new.is_sparse and not old.is_sparse:
-                    leaf.grad = old.add_(new)
-                else:
-                    leaf.grad = old + new if old.is_sparse else old.add_(new)
+            leaf.grad = old
+    for leaf, new in zip(leaves, after, strict=True):
+        if new is not None and leaf.grad is None:
+            leaf.grad = new
+        elif new is not None:
+            accumulate(leaf, new)
+
+
+def all_finite(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether every entry is finite, waiting for the device once."""
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors if t is not None and t.numel()]
+    return not dense or bool(torch.isfinite(get_total_norm(dense, norm_type=float("inf"))))

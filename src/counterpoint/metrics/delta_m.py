@@ -53,7 +53,9 @@ def delta_m(
             try:
                 value, base = results[task][metric], baseline[task][metric]
             except KeyError as error:
-                raise OptionError(f"delta_m: no value of metric {metric!r} of task {task!r} (missing key {error})") from error
+                raise OptionError(
+                    f"delta_m: no value of metric {metric!r} of task {task!r} (missing key {error})"
+                ) from error
             if base == 0:
                 raise OptionError(f"delta_m: the baseline of {task}/{metric} is 0, so a relative change is not defined")
             own.append(100.0 * (value - base) / base * (1.0 if higher else -1.0))

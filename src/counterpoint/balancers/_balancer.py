@@ -1,0 +1,278 @@
+"""What every balancer has: its tasks, its state, and ``backward``, which reads the losses and reports the step."""
+
+import dataclasses
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from counterpoint._checks import check_choice
+from counterpoint.balancers._losses import Losses, Step, read_losses
+from counterpoint.balancers._report import BalancerReport, make_report
+from counterpoint.balancers._state import StatefulModule
+from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.gradients.jacobian import Level
+from counterpoint.gradients.reduce import (
+    average_over_ranks,
+    mean_over_ranks,
+    require_same_on_ranks,
+    synchronize_generator,
+    together,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The options of one call of ``backward``."""
+
+    shared: Iterable[Tensor] | None
+    features: tuple[Tensor, ...]
+    level: Level
+    group: dist.ProcessGroup | None
+    scaler: torch.amp.GradScaler | None
+
+    def scale(self, device: torch.device) -> float:
+        """Return the loss scale; asking with a tensor makes a new scaler ready for ``scaler.step``."""
+        return 1.0 if self.scaler is None else float(self.scaler.scale(torch.ones((), device=device)))
+
+
+def _check_tasks(owner: str, num_tasks: int | None, tasks: Sequence[str] | None) -> int:
+    """Return the number of tasks.
+
+    Raises:
+        OptionError: If it is not given, or does not fit the names.
+    """
+    if isinstance(tasks, str):
+        raise OptionError(f"{owner}: tasks must be a sequence of names, got the single name {tasks!r}")
+    if tasks is not None and len(set(tasks)) != len(tasks):
+        raise OptionError(f"{owner}: tasks must be different names, got {list(tasks)}")
+    if num_tasks is None:
+        if tasks is None:
+            raise OptionError(f"{owner}: give num_tasks, or the names of the tasks with tasks=[...]")
+        num_tasks = len(tasks)
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
+        raise OptionError(f"{owner}: num_tasks must be a whole number of at least 1, got {num_tasks!r}")
+    if tasks is not None and len(tasks) != num_tasks:
+        raise OptionError(f"{owner}: num_tasks = {num_tasks} but {len(tasks)} names in tasks: {list(tasks)}")
+    return num_tasks
+
+
+class Balancer(StatefulModule, ABC):
+    """Base of all balancers: reads the losses of a step, writes the balanced gradient, keeps the state.
+
+    Learnable weights are parameters, everything else that survives a step is a buffer declared with
+    :meth:`add_state`, so ``.to()``, ``state_dict``, copies and :meth:`reset` work; a generator and the names of the
+    tasks travel in the state dict as well. A step that is refused, or that a scaler skips, leaves the state as it was.
+
+    Args:
+        num_tasks: Number of tasks K; may be left out if ``tasks`` is given.
+        tasks: Names of the tasks. Without them the first mapping given to :meth:`backward` fixes the names.
+        generator: Source of randomness; part of the state. Default: a new one seeded from torch's global one.
+    """
+
+    key: ClassVar[str]
+    equation: ClassVar[str]  # one line of plain text
+    source: ClassVar[str]  # citation
+    provenance: ClassVar[str]  # released code, paper, or our reading
+    scale: ClassVar[str]  # of the update, in the paper's own convention
+    cost: ClassVar[str]
+    reads: ClassVar[str]
+    task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
+    nonnegative_losses: ClassVar[bool] = False
+    needs_epochs: ClassVar[bool] = False  # wants end_epoch()
+
+    def __init__(
+        self,
+        num_tasks: int | None = None,
+        tasks: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        random: bool = False,
+    ) -> None:
+        num_tasks = _check_tasks(type(self).__name__, num_tasks, tasks)
+        if random and generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        super().__init__(generator)
+        self.num_tasks = num_tasks
+        self.tasks = None if tasks is None else tuple(tasks)
+        self._names = self.tasks  # also learned from the first mapping
+        self._warned: set[str] = set()
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything learned since construction, names learned from a mapping included."""
+        super().reset()
+        self._names = self.tasks
+
+    def end_epoch(self) -> None:
+        """Tell the balancer that an epoch of training ended; only methods with ``needs_epochs`` do anything."""
+        return
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is no tensor of the module: names of the tasks and the generator's state."""
+        state = None if self.generator is None else self.generator.get_state()
+        return {"tasks": None if self._names is None else list(self._names), "generator": state}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` returned.
+
+        Raises:
+            OptionError: If the state is of other tasks.
+        """
+        names = None if state["tasks"] is None else tuple(state["tasks"])
+        if self.tasks is not None and names is not None and names != self.tasks:
+            raise OptionError(
+                f"{self._owner}: the state is of tasks {list(names)}, this balancer of {list(self.tasks)}; "
+                "build it with the same tasks"
+            )
+        if names is not None and len(names) != self.num_tasks:
+            raise OptionError(
+                f"{self._owner}: the state is of {len(names)} tasks {list(names)}, this balancer of {self.num_tasks}; "
+                f"build it with num_tasks={len(names)}"
+            )
+        self._names = names if self.tasks is None else self.tasks
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor arguments that rebuild this balancer (without the generator)."""
+        arguments = (name for name in inspect.signature(type(self)).parameters if name != "generator")
+        return {name: getattr(self, name) for name in arguments}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return f"{self._owner}({arguments})"
+
+    def warn_once(self, topic: str, message: str, category: type[Warning] = RuntimeWarning) -> None:
+        """Warn on the first call with this topic; later ones are silent."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(f"{self._owner}: {message}", category, stacklevel=3)
+
+    @property
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        shared: Iterable[Tensor] | None = None,
+        features: Tensor | Sequence[Tensor] | None = None,
+        level: Level = "parameters",
+        process_group: dist.ProcessGroup | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> BalancerReport:
+        """Replace ``sum(losses).backward()``: add the balanced gradient to ``.grad``.
+
+        Shared parameters get the balanced gradient, task parameters the gradient of their own loss (times the
+        task's weight, if ``task_gradients`` is ``"weighted"``). Nothing is written before every check has passed, and
+        neither ``zero_grad`` nor ``step`` is called. The graph is freed, as by ``loss.backward()``.
+
+        Args:
+            losses: One scalar per task: a mapping from task name, a sequence, or a 1-D tensor. ``None``, or a name
+                missing from a mapping, is a task without labels in this batch: it takes no part and its state does
+                not move. Of a 1-D tensor only ``torch.stack`` of scalars still shows which loss reaches what; below
+                any other every parameter counts as shared.
+            shared: Parameters to balance. Default: those that two or more tasks of this call reach. Parameters
+                reached but not balanced get the plain sum. Loss balancers weight whole losses and ignore it.
+            features: Tensor or tensors where the heads begin: each head is then differentiated once. One may depend
+                on another, as the stages of a backbone do.
+            level: ``"features"`` measures and balances the gradients of the features (one trunk backward in all; for
+                MGDA known as MGDA-UB) instead of the parameters'. The weights differ from those of ``"parameters"``.
+            process_group: Average losses and gradients over these processes before balancing. All of them must
+                have the same tasks in the batch. Random numbers are those of the first process. An error in one
+                process is an error in all. Do not also average the gradients yourself.
+            scaler: Gradient scaler of mixed precision: losses are given unscaled, ``.grad`` holds scaled gradients for
+                ``scaler.step``. A gradient that overflows is then not an error, it makes the scaler skip the step.
+
+        Raises:
+            ShapeError: If the number of losses is not ``num_tasks``, or one is no scalar.
+            UnknownNameError: If a mapping has a task that the balancer does not know.
+            GraphError: If a loss has no graph.
+            NonFiniteError: If a loss or a gradient is NaN or infinite; names the task.
+            OptionError: If ``level`` is unknown or lacks ``features``, or a loss is negative where it must not be.
+            CounterpointError: If another process of the group raised.
+        """
+        check_choice(f"{self._owner}: level", level, ("parameters", "features"))
+        parts = () if features is None else (features,) if isinstance(features, Tensor) else tuple(features)
+        if level == "features" and not parts:
+            raise OptionError(f"{self._owner}: level='features' needs features=, the output of the trunk")
+        call = Call(shared, parts, level, process_group, scaler)
+        before = self._snapshot()
+        finished = False
+        try:
+            step = self._read(losses, process_group)
+            report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
+            finished = not report.skipped
+        finally:
+            if not finished:
+                self._restore(before)
+        if isinstance(losses, Mapping):
+            self._names = step.names
+        return report
+
+    @abstractmethod
+    def _backward(self, step: Step, call: Call) -> BalancerReport:
+        """Compute and write the gradients of the checked losses."""
+
+    def _read(self, losses: Losses, group: dist.ProcessGroup | None) -> Step:
+        """Check the losses; in a group, average them and draw the same random numbers everywhere."""
+        with together(self._owner, group):
+            step = read_losses(self._owner, self.num_tasks, self._names, losses, nonnegative=self.nonnegative_losses)
+        if group is None:
+            return step
+        presence = [int(task in step.present) for task in range(self.num_tasks)]
+        require_same_on_ranks(self._owner, "tasks in the batch", presence, group)
+        if self.generator is not None:
+            synchronize_generator(self.generator, group)
+        return dataclasses.replace(step, values=mean_over_ranks(step.values, group)) if step.present else step
+
+    def _average(self, tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+        """Average tensors in place over a group, if there is one."""
+        if group is not None:
+            sizes = [len(tensors), sum(tensor.numel() for tensor in tensors)]
+            require_same_on_ranks(self._owner, "numbers of gradients and of their elements", sizes, group)
+            average_over_ranks(tensors, group)
+
+    def _nonfinite(self, step: Step, bad: Sequence[int], what: str = "gradient") -> NonFiniteError:
+        """Build the error for tasks (positions among the present ones) whose gradient is not finite."""
+        tasks = step.names_of(bad)
+        shown = f"task {', '.join(map(repr, tasks))}"
+        if not tasks:
+            among = step.names_of(range(len(step.present)))
+            shown = f"the shared parameters, from one or more of the tasks {', '.join(map(repr, among))},"
+        return NonFiniteError(
+            f"{self._owner}: the {what} of {shown} is not finite, though every loss is; nothing was written to .grad; "
+            "look for a division by zero or the square root of zero (torch.autograd.set_detect_anomaly finds the "
+            "operation), or pass None for this task",
+            tasks,
+        )
+
+    def _positions(self, count: int, present: Sequence[int] | None) -> tuple[int, ...]:
+        """Return which tasks the rows of an argument belong to.
+
+        Raises:
+            ShapeError: If their number does not fit.
+        """
+        if present is None:
+            if count != self.num_tasks:
+                raise ShapeError(
+                    f"{self._owner}: expected num_tasks = {self.num_tasks} tasks, got {count}; build the balancer with "
+                    f"num_tasks={count}, or say with present= which tasks the rows belong to"
+                )
+            return tuple(range(self.num_tasks))
+        known = set(range(self.num_tasks))
+        if len(present) != count or len(set(present)) != count or not known.issuperset(present):
+            raise ShapeError(
+                f"{self._owner}: present must be {count} different tasks below {self.num_tasks}, got {list(present)}"
+            )
+        return tuple(present)
