@@ -6,7 +6,7 @@ from counterpoint.errors import OptionError, ShapeError, UnknownNameError
 
 
 def test_a_split_refuses_unequal_lengths_and_unknown_divisors():
-    with pytest.raises(ShapeError, match="image.*2.*left.*3"):
+    with pytest.raises(ShapeError, match=r"image.*2.*left.*3"):
         data.TensorSplit({"image": torch.zeros(2), "left": torch.zeros(3)})
     with pytest.raises(UnknownNameError, match="did you mean image"):
         data.TensorSplit({"image": torch.zeros(2)}, divisors={"imag": 2})

@@ -11,8 +11,8 @@ from counterpoint import data
 from counterpoint.errors import OptionError, UnknownNameError
 
 SPLITS = ("train", "val", "test")
-# SHA-256 of the images and labels of Digits(num_train=50, num_val=20, num_test=20), recorded when the set was made. Published
-# numbers rest on it: another value is another data set and needs an entry under Numerics in the changelog.
+# SHA-256 of the images and labels of Digits(num_train=50, num_val=20, num_test=20), recorded when the set was made.
+# Published numbers rest on it: another value is another data set and needs an entry under Numerics in the changelog.
 RECORDED = "4a06953f3f40e3c09c671d4bec8286b26bcf79542f5cce5c4a29812a53071ab4"
 
 

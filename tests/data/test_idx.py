@@ -25,7 +25,7 @@ def test_what_is_written_is_read(tmp_path_factory, shape, packed, seed):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda content: b"", "begins with the bytes 00 00 08 01, this one with nothing"),
+        (lambda _: b"", "begins with the bytes 00 00 08 01, this one with nothing"),
         (lambda content: content[:3], "this one with 00 00 08"),
         (lambda content: content[:6], "cut short inside its header"),
         (lambda content: content[:-1], "cut short: shape (30,) takes 38 bytes, got 37"),

@@ -17,8 +17,8 @@ SOURCES = {
     "multi_fashion": ("FashionMNIST", "FashionMNIST"),
     "fashion_and_mnist": ("MNIST", "FashionMNIST"),
 }
-# SHA-256 of where the scans of the small set go, recorded when the generator was made: another value is another data set
-# and needs an entry under Numerics in the changelog.
+# SHA-256 of where the scans of the small set go, recorded when the generator was made: another value is another data
+# set and needs an entry under Numerics in the changelog.
 RECORDED = "4078052734a90140d9151532e6c19eb85f7bb046e6cd842ffb33b466515fc1b8"
 
 
@@ -139,7 +139,7 @@ def test_packed_and_unpacked_files_give_the_same(write_root):
 
 
 @pytest.mark.parametrize("folder", ["{source}/raw", "{source}", "raw", "."])
-def test_one_source_is_found_in_every_layout(write_root, root, scans, folder):
+def test_one_source_is_found_in_every_layout(write_root, root, folder):
     other = write_root("other", folder=folder)
     if folder in {"raw", "."}:  # both sources were written there; the last one stays, with all of its files
         made = make(other, member="multi_fashion")
@@ -183,7 +183,7 @@ BAD = [
         lambda content: content[:4] + (11).to_bytes(4, "big") + content[8:-1],
         "11 labels, but 12 images",
     ),
-    ("FashionMNIST", "train-labels-idx1-ubyte", lambda content: None, "missing; put train-labels-idx1-ubyte or train"),
+    ("FashionMNIST", "train-labels-idx1-ubyte", lambda _: None, "missing; put train-labels-idx1-ubyte or train"),
 ]
 
 
@@ -225,7 +225,7 @@ def test_problems_are_told_file_by_file(root):
 def test_test_digits_alone_are_offered_where_only_they_are_there(root):
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         (root / "MNIST" / "raw" / name).unlink()
-    with pytest.raises(FileError, match="missing; .* or pass mnist_part='test' to make do"):
+    with pytest.raises(FileError, match=r"missing; .* or pass mnist_part='test' to make do"):
         make(root)
     make(root, mnist_part="test")
     (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
@@ -274,7 +274,7 @@ class TestCache:
     @pytest.mark.parametrize(
         "damage",
         [
-            lambda content: b"",
+            lambda _: b"",
             lambda content: content[: len(content) // 2],
             lambda content: content[:-1],
             lambda content: content[:9000] + bytes([content[9000] ^ 1]) + content[9001:],
@@ -285,7 +285,7 @@ class TestCache:
         make(root, cache=tmp_path / "c")
         (file,) = (tmp_path / "c").iterdir()
         file.write_bytes(damage(file.read_bytes()))
-        with pytest.raises(FileError, match="cache file.*delete it, it is made anew") as caught:
+        with pytest.raises(FileError, match=r"cache file.*delete it, it is made anew") as caught:
             make(root, cache=tmp_path / "c")
         assert str(file) in str(caught.value)
         file.unlink()
@@ -322,7 +322,7 @@ class TestCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(np, "savez", full)
-        with pytest.raises(FileError, match="No space left on device.*cache=None"):
+        with pytest.raises(FileError, match=r"No space left on device.*cache=None"):
             make(root, cache=tmp_path / "c")
         assert list((tmp_path / "c").iterdir()) == []  # not half a file, under no name
 

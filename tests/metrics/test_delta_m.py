@@ -102,5 +102,5 @@ def test_what_is_not_defined_is_refused():
     with pytest.raises(OptionError, match="did you mean metrics"):
         delta_m(full, full, better, convention="metric")
     for empty in ({}, {"seg": {}}):
-        with pytest.raises(OptionError, match="at least one metric"):
+        with pytest.raises(OptionError, match="at least one metric for each"):
             delta_m(full, full, empty)

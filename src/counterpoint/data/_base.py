@@ -96,7 +96,7 @@ class MultiTaskData(ABC):
         Raises:
             UnknownNameError: If a name is not a task.
             OptionError: If no name is given.
-        """  # noqa: DOC501 - unknown() makes the UnknownNameError
+        """
         if names is None:
             return self.tasks
         known = [task.name for task in self.tasks]
@@ -124,7 +124,7 @@ def pick_split(key: str, splits: Mapping[str, TensorSplit], name: str) -> Tensor
 
     Raises:
         UnknownNameError: If there is none; the message has the nearest names.
-    """  # noqa: DOC501 - unknown() makes the UnknownNameError
+    """
     if name not in splits:
         raise unknown(f"split of {key}", name, splits)
     return splits[name]

@@ -34,8 +34,8 @@ def load(path: Path, key: Mapping[str, Any]) -> Arrays | None:
     """Return the arrays in a file, checked against their SHA-256, or ``None`` if there is no such file.
 
     Raises:
-        FileError: If the file cannot be read, is damaged or altered, or belongs to another key. It is never replaced silently: a file
-            that changes by itself is something to look into.
+        FileError: If the file cannot be read, is damaged or altered, or belongs to another key. It is never replaced
+            silently: a file that changes by itself is something to look into.
     """
     try:
         opened = path.open("rb")
@@ -43,7 +43,7 @@ def load(path: Path, key: Mapping[str, Any]) -> Arrays | None:
         return None
     except OSError as error:
         raise FileError(
-            f"{path}: the cache cannot be read ({error.strerror}); pass cache= another folder, or cache=None for no cache"
+            f"{path}: the cache cannot be read ({error.strerror}); pass another folder as cache, or cache=None"
         ) from error
     try:
         with opened as file:
@@ -76,7 +76,7 @@ def save(path: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
     except OSError as error:
         raise FileError(
             f"{path.parent}: the cache cannot be written ({error.strerror}); "
-            "pass cache= a writable folder, or cache=None for no cache"
+            "pass a writable folder as cache, or cache=None"
         ) from error
     finally:
         if temporary is not None:
