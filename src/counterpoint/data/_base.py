@@ -62,7 +62,7 @@ class TensorSplit(Dataset):
 
     def _take(self, name: str, tensor: Tensor, chosen: int | Tensor) -> Tensor:
         divisor = self.divisors.get(name)
-        return tensor[chosen] if divisor is None else tensor[chosen].to(torch.float32).div_(divisor)
+        return tensor[chosen] if divisor is None else tensor[chosen].to(torch.float32) / divisor
 
 
 class MultiTaskData(ABC):

@@ -34,15 +34,21 @@ def load(path: Path, key: Mapping[str, Any]) -> Arrays | None:
     """Return the arrays in a file, checked against their SHA-256, or ``None`` if there is no such file.
 
     Raises:
-        FileError: If the file is damaged or altered, or belongs to another key. It is never replaced silently: a file
-            that changes by itself is something to look into.
+        FileError: If the file cannot be read, is damaged or altered, or belongs to another key. It is never replaced
+            silently: a file that changes by itself is something to look into.
     """
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)  # a plain array for a file that is no archive
-            arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
+        opened = path.open("rb")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise FileError(
+            f"{path}: the cache cannot be read ({error.strerror}); pass another folder as cache, or cache=None"
+        ) from error
+    try:
+        with opened as file:
+            archive = np.load(file, allow_pickle=False)  # a plain array for a file that is no archive
+            arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise FileError(f"{path}: damaged cache file ({error}); delete it, it is made anew") from error
     saved_key, digest = str(arrays.pop("key", "")), str(arrays.pop("sha256", ""))
@@ -70,7 +76,7 @@ def save(path: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
     except OSError as error:
         raise FileError(
             f"{path.parent}: the cache cannot be written ({error.strerror}); "
-            "pass cache= a writable folder, or cache=None for no cache"
+            "pass a writable folder as cache, or cache=None"
         ) from error
     finally:
         if temporary is not None:

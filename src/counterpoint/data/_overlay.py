@@ -66,7 +66,7 @@ def split_scans(labels: Indices, shares: Sequence[int], stream: np.random.Random
     """
     order = stream.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    # the last fold comes first to be cut off, so that the remainder of N / sum(shares) goes to the first part
+    # dealt out like cards, class after class, so that each part gets its share of every class
     fold = np.arange(len(labels)) % sum(shares)
     ends = np.cumsum(shares)
     return [

@@ -47,7 +47,7 @@ class Digits(MultiTaskData):
         >>> data = Digits(num_train=100)
         >>> sample = data.split("train")[0]
         >>> sample["image"].shape, sample["left"].item(), sample["right"].item()
-        (torch.Size([1, 10, 14]), 8, 1)
+        (torch.Size([1, 10, 14]), 2, 7)
 
     References:
         The overlay: Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018,
