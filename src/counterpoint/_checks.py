@@ -42,6 +42,17 @@ def check_range(
     return value
 
 
+def check_integer(name: str, value: int, *, low: int) -> int:
+    """Return ``value`` if it is a whole number of at least ``low``.
+
+    Raises:
+        OptionError: If it is not.
+    """
+    if not isinstance(value, int):
+        raise OptionError(f"{name} must be a whole number, got {value!r}")
+    return check_range(name, value, low=low)
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     """Return ``value`` if it is one of ``choices``, else raise with the nearest one.
 

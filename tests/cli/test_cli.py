@@ -146,7 +146,7 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
         ),
         (["train", "digits", "--trainin.epochs", "3"], "did you mean training.epochs"),
         (["train", "digits", "--training.epochs", "three"], 'key "training.epochs"'),
-        (["train", "digits", "--training.epochs", "0"], "training: epochs must be in"),
+        (["train", "digits", "--training.epochs", "0"], "training: epochs must be"),
         (["train", "digits", "--training.epochs"], "--training.epochs needs a value"),
         (["train", "digits", "--training", "3"], "no option '--training'"),
         (["train", "digits", "--training.precision", "16-mixed"], "precision must be one of"),

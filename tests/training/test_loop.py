@@ -98,10 +98,10 @@ def test_peak_memory_sees_a_large_tensor():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "training: epochs must be in"),
+        ({"epochs": 0}, "training: epochs must be"),
         ({"selection": "bst"}, "did you mean best"),
         ({"level": "feature"}, "did you mean features"),
-        ({"monitor_every": -1}, "monitor_every must be in"),
+        ({"monitor_every": -1}, "monitor_every must be"),
     ],
 )
 def test_bad_options(options, message):

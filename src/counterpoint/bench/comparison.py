@@ -161,7 +161,7 @@ class _Table:
         return found
 
     def _delta(self, metrics: Metrics | None, convention: str) -> float:
-        if metrics is None or any(math.isnan(value) for own in self.baseline.values() for value in own.values()):
+        if metrics is None or not all(_usable(own) for own in self.baseline.values()):
             return math.nan
         return delta_m(metrics, self.baseline, self.directions, convention=convention)
 
@@ -215,7 +215,7 @@ class _Table:
 
     def _change(self, metrics: Metrics | None, task: str) -> float:
         """Return the mean relative change of one task's metrics against its single-task network, per cent."""
-        if metrics is None or any(math.isnan(value) for value in self.baseline[task].values()):
+        if metrics is None or not _usable(self.baseline[task]):
             return math.nan
         return delta_m(metrics, self.baseline, {task: self.directions[task]}, convention="tasks")
 
@@ -229,6 +229,11 @@ class _Table:
             f"{task.name}/{name}": higher for task in self.tasks for name, higher in task.higher_is_better.items()
         }
         return mean_rank(ranked, directions) if ranked else {}
+
+
+def _usable(baseline: Mapping[str, float]) -> bool:
+    """Return whether a relative change against these values is defined."""
+    return not any(math.isnan(value) or value == 0 for value in baseline.values())
 
 
 def _numbers(metrics: Mapping[str, Mapping[str, float | None]]) -> Metrics:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from counterpoint._checks import check_range
 from counterpoint.errors import OptionError, ShapeError
 from counterpoint.registry import unknown
 from counterpoint.tasks import Task
@@ -128,14 +127,3 @@ def pick_split(key: str, splits: Mapping[str, TensorSplit], name: str) -> Tensor
     if name not in splits:
         raise unknown(f"split of {key}", name, splits)
     return splits[name]
-
-
-def check_integer(name: str, value: int, *, low: int) -> int:
-    """Return ``value`` if it is a whole number of at least ``low``.
-
-    Raises:
-        OptionError: If it is not.
-    """
-    if not isinstance(value, int):
-        raise OptionError(f"{name} must be a whole number, got {value!r}")
-    return check_range(name, value, low=low)

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from counterpoint import losses, metrics
+from counterpoint._checks import check_integer
 from counterpoint._optional import require
-from counterpoint.data._base import SPLITS, MultiTaskData, TensorSplit, check_integer, pick_split
+from counterpoint.data._base import SPLITS, MultiTaskData, TensorSplit, pick_split
 from counterpoint.data._overlay import Indices, Pairs, Placement, draw_pairs, overlay, random_stream, split_scans
 from counterpoint.tasks import Task
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from counterpoint import losses, metrics
-from counterpoint._checks import check_choice
+from counterpoint._checks import check_choice, check_integer
 from counterpoint.data import _cache
-from counterpoint.data._base import SPLITS, DataOnDisk, TensorSplit, check_integer, pick_split
+from counterpoint.data._base import SPLITS, DataOnDisk, TensorSplit, pick_split
 from counterpoint.data._overlay import Indices, Pairs, Placement, draw_pairs, overlay, random_stream, split_scans
 from counterpoint.data._scans import FASHION_MNIST, MNIST, NUM_CLASSES, Scans, Source
 from counterpoint.errors import FileError, OptionError

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from counterpoint._checks import check_choice, check_range
+from counterpoint._checks import check_choice, check_integer
 from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.data import MultiTaskData
 from counterpoint.diagnostics import pairwise_cosines
@@ -63,9 +63,9 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size", "checkpoint_every", "selection_k"):
-            check_range(f"training: {name}", getattr(self, name), low=1)
+            check_integer(f"training: {name}", getattr(self, name), low=1)
         for name in ("monitor_every", "num_workers"):
-            check_range(f"training: {name}", getattr(self, name), low=0)
+            check_integer(f"training: {name}", getattr(self, name), low=0)
         check_choice("training: selection", self.selection, RULES)
         if self.level is not None:
             check_choice("training: level", self.level, ("parameters", "features"))
@@ -169,12 +169,11 @@ class _Loop:
         self.best_score = float("-inf")
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler | None) -> Any:
-        whole_batches = hasattr(dataset, "__getitems__")
         loader = DataLoader(
             dataset,
             batch_size,
             sampler=sampler,
-            collate_fn=_identity if whole_batches else None,
+            collate_fn=getattr(dataset, "collate", None),  # data held in memory comes in whole batches
             num_workers=self.options.num_workers,
             generator=self.loader_generator,
         )
@@ -348,7 +347,3 @@ class _Means:
         losses = dict(zip(names, (self.losses / self.counts).tolist(), strict=True))
         weights = dict(zip(names, (self.weights / self.counts).tolist(), strict=True)) if self.weighted else None
         return losses, weights
-
-
-def _identity(batch: Any) -> Any:
-    return batch
