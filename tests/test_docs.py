@@ -1,0 +1,81 @@
+"""Every Python example that a reader can copy runs."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block(code):
+    scope: dict = {}
+    exec(compile(code, "block", "exec"), scope)
+    trained = [parameter for module in (scope["trunk"], *scope["heads"].values()) for parameter in module.parameters()]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert float(scope["report"].losses.sum()) > 0
+
+
+def test_the_loop_of_the_readme_learns_and_is_short():
+    readme = (ROOT / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
+    statements = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
+    assert len(statements) <= 10
+    import torch
+
+    torch.manual_seed(0)
+    scope: dict = {}
+    exec(compile(code.replace("] * 10", "] * 200"), "readme", "exec"), scope)
+    assert float(scope["report"].losses.sum()) < 1.0  # two targets of variance 1, the trunk can fit much of them
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_example(path):
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert len(path.read_text().splitlines()) <= 100
+
+
+def test_the_generated_table_is_current():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = (ROOT / "README.md").read_text()
+    assert tool.updated(text) == text, "run: make readme"
+    assert "| `pcgrad` |" in text
+
+
+def test_links_and_pictures_of_the_readme_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_commands_of_the_readme_are_valid():
+    """Each counterpoint command of the README is understood: parsed to the end without being run."""
+    import shlex
+
+    from counterpoint.bench.compare import make_config
+    from counterpoint.cli._arguments import read_run
+    from counterpoint.cli.compare import _methods
+    from counterpoint.cli.main import _parser
+
+    lines = re.findall(r"^(counterpoint .*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        args, rest = _parser().parse_known_args(shlex.split(line)[1:])
+        if args.recipe == "run.yaml":
+            args.recipe = "digits"
+        config = read_run(args, rest)
+        if args.verb == "compare":
+            make_config(config, _methods(args.balancers), args.seeds)
