@@ -83,9 +83,7 @@ def expected(net, case):
     total = sum(w * loss for w, loss in zip(WEIGHTS.tolist(), losses, strict=True))
     weighted = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
     raw = torch.autograd.grad(sum(losses), leaves, allow_unused=True)
-    return {
-        name: r if name.startswith("heads") else w for name, w, r in zip(names, weighted, raw, strict=True)
-    }
+    return {name: r if name.startswith("heads") else w for name, w, r in zip(names, weighted, raw, strict=True)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,7 +123,9 @@ def test_gram_at_both_levels_against_the_loop(case):
         for loss in losses:
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
             rows.append(
-                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, leaves, strict=True)])
+                torch.cat(
+                    [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, leaves, strict=True)]
+                )
             )
         rows = torch.stack(rows)
         report = FixedGram(3).backward(losses, features=features, level=level)
@@ -154,9 +154,9 @@ def test_pcgrad_at_both_levels_against_explicit_projection(level):
     losses, high = single(net)
     losses = [high.pow(2).mean(), losses[1] - 2 * high.pow(2).mean()]
     leaves = [high] if level == "features" else net.trunk()
-    rows = torch.stack([
-        torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves, retain_graph=True)]) for loss in losses
-    ])
+    rows = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves, retain_graph=True)]) for loss in losses]
+    )
     product = rows[0] @ rows[1]
     assert product < 0
     projected = rows[0] - product / (rows[1] @ rows[1]) * rows[1] + rows[1] - product / (rows[0] @ rows[0]) * rows[0]

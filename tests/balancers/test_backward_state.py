@@ -116,7 +116,7 @@ def test_reset_of_learned_parameters_and_of_given_names():
     with torch.no_grad():
         balancer.scale[1].fill_(7.0)
     balancer.reset()
-    assert [float(p) for p in balancer.parameters()] == [1.0] * 3
+    assert [p.item() for p in balancer.parameters()] == [1.0] * 3
     assert balancer.get_extra_state()["tasks"] == ["a", "b", "c"]
 
 

@@ -101,9 +101,7 @@ def check_rows(found, losses, net):
     torch.testing.assert_close(found.jacobian, dense_rows(losses, found.scope.shared), rtol=1e-10, atol=1e-12)
     for task, loss in enumerate(losses):
         leaves = found.scope.private[task]
-        pieces = [
-            torch.zeros_like(p) if g is None else g for g, p in zip(found.private[task], leaves, strict=True)
-        ]
+        pieces = [torch.zeros_like(p) if g is None else g for g, p in zip(found.private[task], leaves, strict=True)]
         flat = torch.cat([torch.zeros(0, dtype=torch.float64), *(p.flatten() for p in pieces)])
         torch.testing.assert_close(flat, dense_rows([loss], leaves)[0] if leaves else flat, rtol=1e-10, atol=1e-12)
     reached = [p for p in net.parameters() if any(g is not None for g in grads_of(losses, p))]
@@ -151,7 +149,12 @@ def test_feature_rows_are_partial_derivatives(case):
         seeds = [piece.view_as(f) for piece, f in zip(row.split([f.numel() for f in unique]), unique, strict=True)]
         if through:
             sent = torch.autograd.grad(unique, through, seeds, retain_graph=True, allow_unused=True)
-            sent = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(sent, through, strict=True)])
+            sent = torch.cat(
+                [
+                    torch.zeros_like(p).flatten() if g is None else g.flatten()
+                    for g, p in zip(sent, through, strict=True)
+                ]
+            )
             torch.testing.assert_close(sent, dense_rows([loss], through)[0], rtol=1e-10, atol=1e-12)
 
 
