@@ -183,13 +183,14 @@ def test_loss_kinds_weight_the_heads_too():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_with_one_storage_or_none_are_separate_afterwards(kind):
-    a, b, c = (torch.ones(3, requires_grad=True) for _ in range(3))
+    a, b, c, d = (torch.ones(3, requires_grad=True) for _ in range(4))
     shared = torch.ones(2, requires_grad=True)
-    kind(2).backward([(a + b).sum() + shared.sum(), c.sum() * 2 + shared.sum()])
-    a.grad.add_(1.0)  # an expanded gradient could not be written to
-    assert a.grad.tolist() == [2.0] * 3
-    assert b.grad.tolist() == [1.0] * 3
-    assert c.grad.tolist() == [2.0] * 3
+    factor = torch.tensor([1.0, 2.0, 3.0])
+    kind(2).backward([((a + b) * factor).sum() + shared.sum(), c.sum() + (d * 2).sum() + shared.sum()])
+    for p in (a, c):
+        p.grad.add_(1.0)  # an expanded gradient could not be written to, a common one would change twice
+    assert [p.grad.tolist() for p in (a, b)] == [[2.0, 3.0, 4.0], [1.0, 2.0, 3.0]]
+    assert [p.grad.tolist() for p in (c, d)] == [[2.0] * 3, [2.0] * 3]
 
 
 class WeightedHeads(FixedGram):

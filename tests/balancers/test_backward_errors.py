@@ -256,6 +256,17 @@ def test_a_bad_gradient_that_only_a_leaf_past_the_features_has(level):
     assert side.grad is None
 
 
+@pytest.mark.parametrize("kind", [Gram, Rows])
+def test_a_task_bad_in_the_trunk_and_another_bad_in_its_head_are_both_named(kind):
+    net = Net()
+    h, losses = net()
+    losses["seg"] = sqrt_of_zero(h, losses["seg"])
+    losses["normals"] = losses["normals"] + (net.heads["normals"].bias * 0).sum().sqrt()
+    with Refused(net, kind(3), NonFiniteError, "'seg', 'normals'") as caught:
+        kind(3).backward(losses)
+    assert caught.value.tasks == ("seg", "normals")
+
+
 class BadSolver(Gram):
     key = "bad_solver"
 

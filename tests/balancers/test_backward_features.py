@@ -115,10 +115,7 @@ def test_gram_at_both_levels_against_the_loop(case):
         listed = [features] if isinstance(features, torch.Tensor) else list(features)
         if level == "features" and case is stages:
             continue  # partial derivatives; tested with the rows themselves
-        if level == "features":
-            leaves = listed
-        else:
-            leaves = [*net.trunk(), *([net.side] if case is bypass else [])]
+        leaves = listed if level == "features" else [*net.trunk(), *([net.side] if case is bypass else [])]
         rows = []
         for loss in losses:
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)

@@ -19,8 +19,8 @@ class Equal(LossBalancer):
         tasks: Names of the tasks.
 
     References:
-        Caruana, "Multitask Learning", Machine Learning 28, 1997. As a strong baseline: Kurin et al., NeurIPS 2022, arXiv:2201.04122;
-        Xin et al., NeurIPS 2022, arXiv:2209.11379. Some papers divide by K; this is the sum.
+        Caruana, "Multitask Learning", Machine Learning 28, 1997. As a strong baseline: Kurin et al., NeurIPS 2022,
+        arXiv:2201.04122; Xin et al., NeurIPS 2022, arXiv:2209.11379. Some papers divide by K; this is the sum.
     """
 
     key = "equal"
@@ -33,5 +33,6 @@ class Equal(LossBalancer):
         super().__init__(num_tasks, tasks)
 
     def objective(self, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:
+        """Return the sum of the losses."""
         self._positions(len(losses), present)
         return losses.sum()

@@ -33,8 +33,9 @@ def pcgrad_weights(
         tensor([2.0000, 1.2500])
 
     References:
-        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1. The released
-        TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon in the division.
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1. The
+        released TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon
+        in the division.
     """
     weights = projected_rows(gram, orders).sum(dim=0)
     return weights / len(gram) if reduction == "mean" else weights
@@ -44,8 +45,8 @@ def pcgrad_weights(
 class PCGrad(GramBalancer):
     """PCGrad: each gradient is projected onto the normal plane of those that it conflicts with.
 
-    See :func:`pcgrad_weights` for the mathematics. For two tasks no conflict is left; for more the result depends on the
-    random order and may still conflict with some task.
+    See :func:`pcgrad_weights` for the mathematics. For two tasks no conflict is left; for more the result depends on
+    the random order and may still conflict with some task.
 
     Args:
         num_tasks: Number of tasks K.
@@ -72,4 +73,5 @@ class PCGrad(GramBalancer):
         self.reduction = check_choice("PCGrad: reduction", reduction, ("sum", "mean"))
 
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+        """Return the weights for freshly drawn orders."""
         return pcgrad_weights(gram, random_orders(len(gram), self.generator), reduction=self.reduction)
