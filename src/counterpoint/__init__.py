@@ -7,7 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from counterpoint._version import __version__ as __version__
 
 __all__ = [
     "architectures",

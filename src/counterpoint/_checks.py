@@ -1,12 +1,13 @@
 """Checks of user input; each message names the owner, the argument, what was expected and what came."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from counterpoint.errors import OptionError
 from counterpoint.registry import nearest
 
 Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 def check_range(
@@ -41,6 +42,17 @@ def check_range(
     return value
 
 
+def check_integer(name: str, value: int, *, low: int) -> int:
+    """Return ``value`` if it is a whole number of at least ``low``.
+
+    Raises:
+        OptionError: If it is not.
+    """
+    if not isinstance(value, int):
+        raise OptionError(f"{name} must be a whole number, got {value!r}")
+    return check_range(name, value, low=low)
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     """Return ``value`` if it is one of ``choices``, else raise with the nearest one.
 
@@ -50,3 +62,30 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     if value in choices:
         return value
     raise OptionError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
+
+
+def check_per_task(
+    name: str, value: Value | Sequence[Value] | Mapping[str, Value], num_tasks: int, tasks: Sequence[str] | None
+) -> tuple[Value, ...]:
+    """Return one value per task, from one for all, a sequence in the order of the tasks, or a mapping by task name.
+
+    Args:
+        name: ``Owner: argument`` as it should stand in the message.
+        value: What was given; text counts as one value.
+        num_tasks: Number of tasks K.
+        tasks: Names of the tasks, if they have names.
+
+    Raises:
+        OptionError: If the number of values or the names do not fit.
+    """
+    if isinstance(value, Mapping):
+        if tasks is None:
+            raise OptionError(f"{name} is given by task name, so the balancer needs the names: tasks=[...]")
+        if set(value) != set(tasks):
+            raise OptionError(f"{name} must have one value for each of {list(tasks)}, got {list(value)}")
+        return tuple(value[task] for task in tasks)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != num_tasks:
+            raise OptionError(f"{name} must have num_tasks = {num_tasks} values, got {len(value)}: {list(value)!r}")
+        return tuple(value)
+    return (value,) * num_tasks  # type: ignore[return-value]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 _COLUMNS = 1024  # columns of a block whose products stay in the dtype of the rows
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
+_CANCELLED = 1e-14  # a square this much smaller than that of the sum of the terms' lengths is rounding
 
 
 def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
@@ -76,6 +77,24 @@ def cosine(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
     lengths = torch.where(kept, norms(gram), torch.ones_like(gram.diagonal()))
     cosines = (gram / lengths[:, None] / lengths[None, :]).clamp(-1.0, 1.0)
     return torch.where(kept[:, None] & kept[None, :], cosines, torch.zeros_like(cosines))
+
+
+def combination_norms(gram: Float[Tensor, "K K"], rows: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """Return the lengths of combinations of the rows that a Gram matrix was made from.
+
+    A combination whose terms cancel to rounding has length exactly 0.
+
+    Args:
+        gram: Inner products of the rows.
+        rows: Each row holds the coefficients of one combination.
+
+    Example:
+        >>> combination_norms(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        tensor([1., 0.])
+    """
+    squares = ((rows @ gram) * rows).sum(dim=1).clamp(min=0)
+    terms = (rows.abs() @ norms(gram)).square()
+    return torch.where(squares > _CANCELLED * terms, squares, torch.zeros_like(squares)).sqrt()
 
 
 def random_orders(num_tasks: int, generator: torch.Generator | None = None) -> Int[Tensor, "K K-1"]:

@@ -155,10 +155,17 @@ class Registry(Generic[T]):
             key=str(vars(member)["key"]),
             name=member.__name__,
             kind=self.kind,
-            summary=(inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " "),
+            summary=_summary(member),
             facts={fact: str(getattr(member, fact)) for fact in self.facts if getattr(member, fact, None)},
             options=options,
         )
+
+
+def _summary(member: type) -> str:
+    """Return the first paragraph of a docstring as plain text, without references to other objects."""
+    first = (inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " ")
+    first = re.sub(r"[;,]? see :\w+:`[^`]*`", "", first)
+    return re.sub(r":\w+:`~?([^`]*)`", r"\1", first).replace("``", "")
 
 
 def _type_name(annotation: object) -> str:

@@ -18,8 +18,8 @@ class Task:
 
     Attributes:
         name: Key of the task in batches, losses, predictions and results.
-        loss: ``loss(prediction, target, mask)`` returns a scalar; ``mask`` is a boolean tensor of the entries of the target
-            that have a label, or ``None`` if all have.
+        loss: ``loss(prediction, target, mask)`` returns a scalar; ``mask`` is a boolean tensor of the entries of the
+            target that have a label, or ``None`` if all have.
         metrics: Name of the metric -> what it is; the first one is the primary metric.
         num_outputs: Width of the head: classes, or channels.
     """

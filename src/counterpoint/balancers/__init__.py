@@ -5,8 +5,19 @@ from counterpoint.balancers._base import BalancerReport as BalancerReport
 from counterpoint.balancers._base import GramBalancer as GramBalancer
 from counterpoint.balancers._base import JacobianBalancer as JacobianBalancer
 from counterpoint.balancers._base import LossBalancer as LossBalancer
+from counterpoint.balancers.cagrad import CAGrad as CAGrad
+from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
+from counterpoint.balancers.fixed import Fixed as Fixed
+from counterpoint.balancers.gls import GLS as GLS
+from counterpoint.balancers.graddrop import GradDrop as GradDrop
+from counterpoint.balancers.gradvac import GradVac as GradVac
+from counterpoint.balancers.mgda import MGDA as MGDA
+from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
+from counterpoint.balancers.pomsi import POMSI as POMSI
+from counterpoint.balancers.rlw import RLW as RLW
+from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.registry import Registry
 
 BALANCERS = Registry(

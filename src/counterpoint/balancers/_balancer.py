@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -81,7 +82,7 @@ class Balancer(StatefulModule, ABC):
     scale: ClassVar[str]  # of the update, in the paper's own convention
     cost: ClassVar[str]
     reads: ClassVar[str]
-    task_gradients: ClassVar[str] = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
+    task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
     nonnegative_losses: ClassVar[bool] = False
     needs_epochs: ClassVar[bool] = False  # wants end_epoch()
 
@@ -100,6 +101,7 @@ class Balancer(StatefulModule, ABC):
         self.num_tasks = num_tasks
         self.tasks = None if tasks is None else tuple(tasks)
         self._names = self.tasks  # also learned from the first mapping
+        self._warned: set[str] = set()
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -146,6 +148,12 @@ class Balancer(StatefulModule, ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         return f"{self._owner}({arguments})"
+
+    def warn_once(self, topic: str, message: str, category: type[Warning] = RuntimeWarning) -> None:
+        """Warn on the first call with this topic; later ones are silent."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(f"{self._owner}: {message}", category, stacklevel=3)
 
     @property
     def _owner(self) -> str:

@@ -22,7 +22,7 @@ class LossBalancer(Balancer):
     """A balancer that reads losses only: one scalar objective, one backward pass."""
 
     reads: ClassVar[str] = "losses"
-    task_gradients: ClassVar[str] = "weighted"
+    task_gradients: str = "weighted"
     cost: ClassVar[str] = "1 backward pass"
 
     @abstractmethod

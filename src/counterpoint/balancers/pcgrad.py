@@ -34,8 +34,8 @@ def pcgrad_weights(
 
     References:
         Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1. The
-        released TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon
-        in the division.
+        released TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon in
+        the division.
     """
     weights = projected_rows(gram, orders).sum(dim=0)
     return weights / len(gram) if reduction == "mean" else weights
@@ -73,5 +73,5 @@ class PCGrad(GramBalancer):
         self.reduction = check_choice("PCGrad: reduction", reduction, ("sum", "mean"))
 
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
-        """Return the weights for freshly drawn orders."""
+        """Return PCGrad's weights for freshly drawn orders."""
         return pcgrad_weights(gram, random_orders(len(gram), self.generator), reduction=self.reduction)

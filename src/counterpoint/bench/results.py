@@ -35,7 +35,8 @@ class Reading:
     Attributes:
         metrics: Task -> metric -> value on the test split, in the metric's unit.
         delta: Convention ("tasks", "metrics") -> delta_m against the single-task networks, per cent.
-        change: Task -> mean relative change of its metrics against the single-task network, per cent, positive is better.
+        change: Task -> mean relative change of its metrics against the single-task network, per cent, positive is
+            better.
         worst: The smallest entry of ``change`` of each seed.
         worst_task: Task with the smallest mean change.
         mean_rank: Mean over metrics of the rank among the methods that are no single-task networks; 1 is best.
@@ -103,7 +104,7 @@ class RunRecord:
         error: Message of a failed run.
         history: One entry per epoch: ``epoch`` (from 1), ``train_seconds`` so far, ``train_loss`` (task -> mean),
             ``val`` and ``test`` (task -> metric -> value).
-        conflicts: Now and then: ``step``, ``epoch`` (a fraction), ``cosine`` (``"a|b"`` -> cosine of the task gradients).
+        conflicts: Now and then: ``step``, ``epoch`` (a fraction), ``cosine`` (``"a|b"`` -> cosine of the gradients).
         result: Content of ``result.json``; empty for a failed run.
         timing: Content of ``timing.json``; empty for a failed run.
     """

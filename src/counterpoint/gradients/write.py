@@ -27,6 +27,8 @@ def backward_into(
     seeds: Sequence[Tensor | None],
     leaves: Iterable[Tensor],
     check: Callable[[Sequence[Tensor]], None],
+    *,
+    retain_graph: bool = False,
 ) -> None:
     """Run a backward pass that writes to ``.grad`` only if ``check`` accepts the new gradients.
 
@@ -39,6 +41,7 @@ def backward_into(
         seeds: Their gradients; ``None`` for a scalar means one.
         leaves: The leaves that receive gradients.
         check: Called with the new gradients; raises to refuse them, and may change them in place.
+        retain_graph: Keep the graph for another backward pass.
     """
     leaves = list(leaves)
     if not leaves:
@@ -47,7 +50,7 @@ def backward_into(
     try:
         for leaf in leaves:
             leaf.grad = None
-        torch.autograd.backward(tensors, seeds, inputs=leaves)
+        torch.autograd.backward(tensors, seeds, retain_graph=retain_graph, inputs=leaves)
         check([leaf.grad for leaf in leaves if leaf.grad is not None])
         after = [leaf.grad for leaf in leaves]
     finally:

@@ -4,6 +4,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+# stands for "no label" inside; torch's own -100 would silently drop entries that a loader marked so and forgot to mask
+_IGNORED = -(2**62)
+
 
 def cross_entropy(
     prediction: Float[Tensor, "B C *S"], target: Int[Tensor, "B *S"], mask: Bool[Tensor, "B *S"] | None = None
@@ -13,13 +16,14 @@ def cross_entropy(
     Args:
         prediction: Unnormalized scores of C classes.
         target: Class of each entry, in [0, C).
-        mask: Which entries have a label; default all. At least one must.
+        mask: Which entries have a label; default all. At least one must. Targets outside [0, C) are allowed only where
+            it is False: a loader converts marks such as 255 or -100 to a mask, and what it forgets is an error.
 
     Example:
         >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    if mask is None:
-        return functional.cross_entropy(prediction, target)
-    return functional.cross_entropy(prediction, target.masked_fill(~mask, -100), ignore_index=-100)
+    if mask is not None:
+        target = target.masked_fill(~mask, _IGNORED)
+    return functional.cross_entropy(prediction, target, ignore_index=_IGNORED)

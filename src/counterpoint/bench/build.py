@@ -1,0 +1,120 @@
+"""From a configuration to objects."""
+
+import dataclasses
+import functools
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from counterpoint import architectures, balancers, blocks, data
+from counterpoint._checks import check_choice
+from counterpoint._version import __version__
+from counterpoint.balancers import Balancer
+from counterpoint.bench.run_config import RunConfig, check_component
+from counterpoint.data import MultiTaskData
+from counterpoint.tasks import Task
+from counterpoint.training import seed_everything
+from counterpoint.training.optimizers import build_optimizer, build_scheduler
+
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+
+
+@dataclasses.dataclass
+class Built:
+    """Everything that a run needs."""
+
+    data: MultiTaskData
+    tasks: tuple[Task, ...]
+    model: torch.nn.Module
+    balancer: Balancer
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    fabric: Fabric
+
+
+def check_run(config: RunConfig) -> None:
+    """Check every name and option of a configuration without building anything or reading any data.
+
+    Raises:
+        OptionError: If an option does not exist, has the wrong type or is missing.
+    """
+    model, balancer = config.model, config.balancer
+    check_component(data.DATASETS, config.data.name, config.data.options, where="--data.{} VALUE")
+    check_component(architectures.ARCHITECTURES, model.name, model.options, where="--model.options.{} VALUE")
+    check_component(blocks.BACKBONES, model.backbone, model.backbone_options, where="--model.backbone_options.{} VALUE")
+    check_component(blocks.HEADS, model.head, model.head_options, where="--model.head_options.{} VALUE")
+    check_component(balancers.BALANCERS, balancer.name, balancer.options, where="--balancer.{} VALUE")
+    check_choice("training: precision", config.training.precision, _PRECISIONS)
+    config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step)
+    probe = torch.nn.Linear(1, 1)
+    optimizer = build_optimizer(config.optimizer.name, config.optimizer.options, (), probe)
+    build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
+
+
+def load_data(config: RunConfig) -> MultiTaskData:
+    """Read the data set of a configuration; the one read last in this process is kept."""
+    return _load_data(config.data.name, json.dumps(config.data.options, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_data(name: str, options: str) -> MultiTaskData:
+    return data.create(name, **_tuples(json.loads(options)))
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with tuples where YAML has lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def build(config: RunConfig) -> Built:
+    """Seed everything and build the objects of a run; sets the number of threads of torch."""
+    training = config.training
+    if training.threads > 0:
+        torch.set_num_threads(training.threads)
+    dataset = load_data(config)
+    tasks = dataset.select_tasks(config.data.tasks)
+    fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
+    seed_everything(config.seed)
+    with fabric.init_module():
+        model = _model(config, dataset, tasks)
+    balancer = balancers.create(config.balancer.name, tasks=[task.name for task in tasks], **config.balancer.options)
+    optimizer_config = config.optimizer
+    groups = [(group.match, group.options) for group in optimizer_config.groups]
+    optimizer = build_optimizer(optimizer_config.name, optimizer_config.options, groups, model, balancer)
+    scheduler = build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
+    return Built(dataset, tasks, model, balancer, optimizer, scheduler, fabric)
+
+
+def _model(config: RunConfig, dataset: MultiTaskData, tasks: tuple[Task, ...]) -> torch.nn.Module:
+    own = config.model
+    backbone = blocks.BACKBONES.create(own.backbone, dataset.input_shape, **_tuples(own.backbone_options))
+    heads = {
+        task.name: blocks.HEADS.create(own.head, backbone.channels[-1], task.num_outputs, **own.head_options)
+        for task in tasks
+    }
+    return architectures.create(own.name, backbone, heads, **own.options)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for the run folder and the report."""
+    packages = ("torch", "numpy", "lightning-fabric", "torchmetrics", "scikit-learn")
+    return {
+        "counterpoint": __version__,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in packages},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

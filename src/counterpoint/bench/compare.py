@@ -1,0 +1,165 @@
+"""A comparison: methods x seeds with their baselines, in one folder that can be gone on with at any time."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from counterpoint import balancers
+from counterpoint.bench.build import check_run, load_data
+from counterpoint.bench.results import TaskInfo
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, check_component, one_line, parse_run
+from counterpoint.bench.runner import Job, Listener, run_many
+from counterpoint.errors import FileError, OptionError
+from counterpoint.tasks import Task
+from counterpoint.training.run_folder import first_difference, read_yaml, write_atomically
+
+SINGLE_TASK = "single_task"
+BASELINES = ("equal", "rlw")  # in every comparison, beside the single-task networks
+COMPARE = "compare.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What a comparison runs.
+
+    Attributes:
+        run: Configuration that all runs have in common; its balancer, tasks and seed are replaced.
+        methods: Keys of balancers, with options as in ``"cagrad(c=0.2)"``; the baselines are always there.
+        seeds: Seeds of every method.
+    """
+
+    run: RunConfig
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as it is written to ``compare.yaml``."""
+        return {"methods": list(self.methods), "seeds": list(self.seeds), "run": self.run.to_dict()}
+
+
+def make_config(run: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> CompareConfig:
+    """Check methods and seeds and put the baselines first.
+
+    Raises:
+        OptionError: If a method or one of its options does not exist, or a seed is given twice.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise OptionError(f"seeds must be different whole numbers, at least one, got {list(seeds)}")
+    canonical = [method_name(parse_method(method)) for method in methods]
+    ordered = dict.fromkeys([*BASELINES, *canonical])
+    return CompareConfig(run, tuple(ordered), tuple(seeds))
+
+
+def parse_method(text: str) -> BalancerConfig:
+    """Read ``"cagrad"`` or ``"cagrad(c=0.2, rescale=1)"``; values are written as in YAML.
+
+    Raises:
+        OptionError: If it is not of that form, or an option does not exist.
+    """
+    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
+    if match is None:
+        raise OptionError(f"method {text!r} is not of the form name or name(option=value, ...)")
+    name = balancers.BALANCERS.get(match[1]).key
+    try:
+        written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
+        options = yaml.safe_load("{" + written + "}") or {}
+    except yaml.YAMLError as error:
+        raise OptionError(f"method {text!r}: {one_line(error)}") from error
+    check_component(balancers.BALANCERS, name, options, where=f"'{name}({{}}=VALUE)'")
+    return BalancerConfig(name, options)
+
+
+def method_name(balancer: BalancerConfig) -> str:
+    """Return the name of a method in tables: its key, with its options where they are not the defaults."""
+    options = ", ".join(
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
+        for key, value in balancer.options.items()
+    )
+    return f"{balancer.name}({options})" if options else balancer.name
+
+
+def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
+    """Read the data and build every balancer once, so that a comparison fails before it begins; return the tasks.
+
+    Raises:
+        OptionError: If there are fewer than two tasks, or an option is out of range.
+    """
+    check_run(config.run)
+    data = load_data(config.run)
+    tasks = tuple(describe_task(task) for task in data.select_tasks(config.run.data.tasks))
+    if len(tasks) < 2:
+        raise OptionError(f"a comparison needs at least two tasks, got {[task.name for task in tasks]}")
+    for method in config.methods:
+        balancer = parse_method(method)
+        balancers.create(balancer.name, tasks=[task.name for task in tasks], **balancer.options)
+    return tasks
+
+
+def make_jobs(config: CompareConfig, folder: Path, tasks: Sequence[str]) -> list[Job]:
+    """Return all runs of a comparison, seed by seed."""
+    methods = {method: parse_method(method) for method in config.methods}
+    jobs: list[Job] = []
+    for seed in config.seeds:
+        base = dataclasses.replace(config.run, seed=seed)
+        for task in tasks:
+            data = dataclasses.replace(base.data, tasks=(task,))
+            only = dataclasses.replace(base, data=data, balancer=BalancerConfig())
+            jobs.append(Job(SINGLE_TASK, task, only, folder / "runs" / f"{SINGLE_TASK}-{task}" / f"seed{seed}"))
+        for method, balancer in methods.items():
+            path = folder / "runs" / _folder_name(method) / f"seed{seed}"
+            jobs.append(Job(method, None, dataclasses.replace(base, balancer=balancer), path))
+    return jobs
+
+
+def run_comparison(config: CompareConfig, folder: Path, *, workers: int, listener: Listener) -> None:
+    """Do what is not done yet of a comparison.
+
+    Args:
+        config: What to compare.
+        folder: Where everything goes; may hold a comparison that was stopped, or one with other methods or seeds.
+        workers: Number of processes.
+        listener: Called with the news of the jobs.
+
+    Raises:
+        FileError: If the folder holds a comparison of another configuration, or cannot be written.
+    """
+    tasks = check_comparison(config)
+    if (folder / COMPARE).exists():
+        before, _ = load_compare(folder)
+        difference = first_difference(config.run.to_dict(), before.run.to_dict())
+        if difference:
+            raise FileError(f"{folder}: holds another comparison ({difference}); choose another folder with --out")
+    content = {**config.to_dict(), "tasks": [dataclasses.asdict(task) for task in tasks]}
+    write_atomically(folder / COMPARE, yaml.safe_dump(content, sort_keys=False).encode())
+    run_many(make_jobs(config, folder, [task.name for task in tasks]), workers=workers, listener=listener)
+
+
+def load_compare(folder: Path) -> tuple[CompareConfig, tuple[TaskInfo, ...]]:
+    """Read ``compare.yaml`` of a folder: what is compared, and the tasks.
+
+    Raises:
+        FileError: If there is none or it is damaged.
+    """
+    path = folder / COMPARE
+    if not path.exists():
+        raise FileError(f"{folder}: no comparison there ({COMPARE} is missing); make one with: counterpoint compare")
+    content = read_yaml(path)
+    if not isinstance(content, dict) or set(content) != {"methods", "seeds", "run", "tasks"}:
+        raise FileError(f"{path}: must have methods, seeds, run and tasks; delete it and run the comparison again")
+    config = CompareConfig(parse_run(content["run"], str(path)), tuple(content["methods"]), tuple(content["seeds"]))
+    return config, tuple(TaskInfo(**task) for task in content["tasks"])
+
+
+def describe_task(task: Task) -> TaskInfo:
+    """Return what the tables need to know of a task."""
+    units = {name: spec.unit for name, spec in task.metrics.items()}
+    return TaskInfo(task.name, units, {name: spec.higher_is_better for name, spec in task.metrics.items()})
+
+
+def _folder_name(method: str) -> str:
+    """Return a method as a folder name."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", method).strip("-")

@@ -1,0 +1,244 @@
+"""From run folders to the numbers of the table."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from counterpoint import balancers
+from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method
+from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
+from counterpoint.bench.runner import Job
+from counterpoint.metrics import delta_m, mean_rank
+from counterpoint.training.run_folder import ENVIRONMENT, ERROR, METRICS, RESULT, TIMING, read_json, read_records
+from counterpoint.training.selection import describe_rule, select
+
+Metrics = dict[str, dict[str, float]]
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read all runs of a comparison and compute its table.
+
+    Args:
+        folder: Folder made by ``counterpoint compare``. Runs that are missing count as failed.
+
+    Raises:
+        FileError: If the folder holds no comparison, or a file in it is damaged.
+    """
+    config, tasks = load_compare(folder)
+    jobs = make_jobs(config, folder, [task.name for task in tasks])
+    runs = {(job.method, job.task, job.config.seed): _read_run(job) for job in jobs}
+    rows = _Table(config, tasks, runs).rows()
+    machine = next((job.path / ENVIRONMENT for job in jobs if (job.path / ENVIRONMENT).exists()), None)
+    training = config.run.training
+    return Comparison(
+        title=f"{len(config.methods)} balancers on {config.run.data.name}, {len(config.seeds)} seeds",
+        tasks=tasks,
+        seeds=config.seeds,
+        selection=describe_rule(training.selection, training.selection_k),
+        rows=rows,
+        runs=tuple(runs.values()),
+        config=config.to_dict(),
+        environment={} if machine is None else read_json(machine),
+    )
+
+
+def _read_run(job: Job) -> RunRecord:
+    path = job.path
+    records = list(read_records(path / METRICS))
+    done = (path / RESULT).exists()
+    error = None
+    if not done:
+        error = read_json(path / ERROR)["error"] if (path / ERROR).exists() else "not finished"
+    return RunRecord(
+        method=job.method,
+        task=job.task,
+        seed=job.config.seed,
+        status="done" if done else "failed",
+        error=error,
+        history=tuple(record for record in records if record["kind"] == "epoch"),
+        conflicts=tuple(record for record in records if record["kind"] == "conflict"),
+        result=read_json(path / RESULT) if done else {},
+        timing=read_json(path / TIMING) if done else {},
+    )
+
+
+class _Table:
+    """The rows of a comparison, computed from its runs."""
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        tasks: Sequence[TaskInfo],
+        runs: Mapping[tuple[str, str | None, int], RunRecord],
+    ) -> None:
+        self.config = config
+        self.seeds = config.seeds
+        self.tasks = tasks
+        self.runs = runs
+        self.training = config.run.training
+        self.directions = {task.name: task.higher_is_better for task in tasks}
+        self.baseline = self._baseline()
+
+    def rows(self) -> tuple[MethodRow, ...]:
+        """Return single-task networks, equal weighting, then the other methods."""
+        final = {method: self._metrics_at_end(method) for method in (SINGLE_TASK, *self.config.methods)}
+        early = {method: self._metrics_at_equal_time(method) for method in self.config.methods}
+        equal = [self._delta(metrics, "tasks") for metrics, _ in final["equal"]]
+        readings_final = self._readings(final, equal)
+        readings_early = self._readings(early, equal)
+        return tuple(self._row(method, readings_final[method], readings_early.get(method)) for method in final)
+
+    def _row(self, method: str, final: Reading | None, equal_time: Reading | None) -> MethodRow:
+        def over_seeds(value: Callable[[RunRecord], float]) -> Spread:
+            return Spread(tuple(self._sum_over_tasks(method, seed, value) for seed in self.seeds))
+
+        family = "baseline"
+        if method not in (SINGLE_TASK, *BASELINES):
+            family = balancers.BALANCERS.get(parse_method(method).name).reads
+        tasks = [task.name for task in self.tasks] if method == SINGLE_TASK else [None]
+        wanted = [self.runs[method, task, seed] for seed in self.seeds for task in tasks]
+        return MethodRow(
+            method=method,
+            family=family,
+            final=final,
+            equal_time=equal_time,
+            step_ms=over_seeds(lambda run: run.timing["step_ms"]),
+            train_seconds=over_seeds(lambda run: run.timing["train_seconds"]),
+            peak_memory_mb=Spread(tuple(self._largest_memory(method, seed) for seed in self.seeds)),
+            num_backward=over_seeds(lambda run: run.result["num_backward"]),
+            errors={run.seed: run.error for run in wanted if run.error is not None},
+        )
+
+    def _runs_of(self, method: str, seed: int) -> list[RunRecord]:
+        tasks = [task.name for task in self.tasks] if method == SINGLE_TASK else [None]
+        return [self.runs[method, task, seed] for task in tasks]
+
+    def _sum_over_tasks(self, method: str, seed: int, value: Callable[[RunRecord], float]) -> float:
+        runs = self._runs_of(method, seed)
+        return sum(value(run) for run in runs) if all(run.status == "done" for run in runs) else math.nan
+
+    def _largest_memory(self, method: str, seed: int) -> float:
+        runs = self._runs_of(method, seed)
+        return (
+            max(run.timing["peak_memory_mb"] for run in runs) if all(run.status == "done" for run in runs) else math.nan
+        )
+
+    def _baseline(self) -> Metrics:
+        """Return the mean over seeds of the single-task networks; one fixed baseline for all seeds and methods."""
+        baseline: Metrics = {}
+        for task in self.tasks:
+            done = [self.runs[SINGLE_TASK, task.name, seed] for seed in self.seeds]
+            values = [_numbers(run.result["test"])[task.name] for run in done if run.status == "done"]
+            baseline[task.name] = {
+                name: Spread(tuple(value[name] for value in values)).mean for name in task.higher_is_better
+            }
+        return baseline
+
+    def _metrics_at_end(self, method: str) -> list[tuple[Metrics | None, float]]:
+        """Return for each seed the metrics by the selection rule, and the number of epochs."""
+        found: list[tuple[Metrics | None, float]] = []
+        for seed in self.seeds:
+            runs = self._runs_of(method, seed)
+            if all(run.status == "done" for run in runs):
+                merged = {task: values for run in runs for task, values in _numbers(run.result["test"]).items()}
+                found.append((merged, runs[0].result["epochs"]))
+            else:
+                found.append((None, math.nan))
+        return found
+
+    def _metrics_at_equal_time(self, method: str) -> list[tuple[Metrics | None, float]]:
+        """Return for each seed what the rule picks among the epochs that ended while equal weighting trained."""
+        found: list[tuple[Metrics | None, float]] = []
+        for seed in self.seeds:
+            run, equal = self.runs[method, None, seed], self.runs["equal", None, seed]
+            budget = equal.history[-1]["train_seconds"] if equal.status == "done" else -math.inf
+            history = [record for record in run.history if record["train_seconds"] <= budget]
+            if run.status != "done" or not history:
+                found.append((None, math.nan))
+                continue
+            _, metrics = select(history, self.training.selection, self.training.selection_k, self.directions)
+            found.append((_numbers(metrics["test"]), len(history)))
+        return found
+
+    def _delta(self, metrics: Metrics | None, convention: str) -> float:
+        if metrics is None or not all(_usable(own) for own in self.baseline.values()):
+            return math.nan
+        return delta_m(metrics, self.baseline, self.directions, convention=convention)
+
+    def _readings(
+        self, metrics: Mapping[str, Sequence[tuple[Metrics | None, float]]], equal: Sequence[float]
+    ) -> dict[str, Reading | None]:
+        """Return the reading of every method from its metrics per seed."""
+        spreads = {
+            method: {
+                task.name: {
+                    name: Spread(tuple(math.nan if found is None else found[task.name][name] for found, _ in per_seed))
+                    for name in task.higher_is_better
+                }
+                for task in self.tasks
+            }
+            for method, per_seed in metrics.items()
+        }
+        ranks = self._ranks({method: own for method, own in spreads.items() if method != SINGLE_TASK})
+        return {
+            method: self._reading(spreads[method], per_seed, ranks.get(method, math.nan), equal)
+            if any(found is not None for found, _ in per_seed)
+            else None
+            for method, per_seed in metrics.items()
+        }
+
+    def _reading(
+        self,
+        spreads: dict[str, dict[str, Spread]],
+        per_seed: Sequence[tuple[Metrics | None, float]],
+        rank: float,
+        equal: Sequence[float],
+    ) -> Reading:
+        delta = {
+            convention: Spread(tuple(self._delta(found, convention) for found, _ in per_seed))
+            for convention in ("tasks", "metrics")
+        }
+        change = {
+            task.name: Spread(tuple(self._change(found, task.name) for found, _ in per_seed)) for task in self.tasks
+        }
+        worst = tuple(min(change[task.name].values[i] for task in self.tasks) for i in range(len(self.seeds)))
+        return Reading(
+            metrics=spreads,
+            delta=delta,
+            change=change,
+            worst=Spread(worst),
+            worst_task=min(change, key=lambda task: change[task].mean),
+            mean_rank=rank,
+            against_equal=Spread(tuple(a - b for a, b in zip(delta["tasks"].values, equal, strict=True))),
+            epochs=Spread(tuple(epochs for _, epochs in per_seed)),
+        )
+
+    def _change(self, metrics: Metrics | None, task: str) -> float:
+        """Return the mean relative change of one task's metrics against its single-task network, per cent."""
+        if metrics is None or not _usable(self.baseline[task]):
+            return math.nan
+        return delta_m(metrics, self.baseline, {task: self.directions[task]}, convention="tasks")
+
+    def _ranks(self, spreads: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, float]:
+        flat = {
+            method: {f"{task}/{name}": spread.mean for task, own in tasks.items() for name, spread in own.items()}
+            for method, tasks in spreads.items()
+        }
+        ranked = {method: own for method, own in flat.items() if not any(math.isnan(value) for value in own.values())}
+        directions = {
+            f"{task.name}/{name}": higher for task in self.tasks for name, higher in task.higher_is_better.items()
+        }
+        return mean_rank(ranked, directions) if ranked else {}
+
+
+def _usable(baseline: Mapping[str, float]) -> bool:
+    """Return whether a relative change against these values is defined."""
+    return not any(math.isnan(value) or value == 0 for value in baseline.values())
+
+
+def _numbers(metrics: Mapping[str, Mapping[str, float | None]]) -> Metrics:
+    """Return metrics with NaN where JSON has null."""
+    return {
+        task: {name: math.nan if value is None else value for name, value in own.items()}
+        for task, own in metrics.items()
+    }

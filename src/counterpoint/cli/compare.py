@@ -1,0 +1,73 @@
+"""Compare balancers fairly: methods x seeds, and always the baselines.
+
+The baselines are single-task networks, equal weighting and random weights. What is done already
+is not run again; a run that fails is recorded and the rest goes on.
+"""
+
+import argparse
+import fnmatch
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from counterpoint.cli._arguments import EPILOG as EPILOG
+from counterpoint.cli._arguments import add_recipe, read_run
+from counterpoint.errors import OptionError
+
+HELP = "compare balancers over several seeds, with baselines, and write the report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    add_recipe(parser)
+    parser.add_argument(
+        "--balancers",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help="names, patterns, or 'cagrad(c=0.2)'; default: all",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare-RECIPE)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores / threads of a run)")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run what is missing, write tables and report, print the table."""
+    config = read_run(args, rest)
+    from counterpoint.bench.compare import check_comparison, make_config, make_jobs, run_comparison
+    from counterpoint.cli._progress import RunProgress
+    from counterpoint.cli.report import write_all
+
+    comparison = make_config(config, _methods(args.balancers), args.seeds)
+    folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
+    workers = args.workers if args.workers is not None else _default_workers(config.training.threads)
+    if workers < 1:
+        raise OptionError(f"--workers must be at least 1, got {workers}")
+    tasks = [task.name for task in check_comparison(comparison)]
+    jobs = make_jobs(comparison, folder, tasks)
+    with RunProgress([(job.label, config.training.epochs) for job in jobs]) as progress:
+        run_comparison(comparison, folder, workers=workers, listener=progress.listen)
+    write_all(folder, as_json=args.json)
+    return 1 if progress.failed else 0
+
+
+def _methods(wanted: Sequence[str]) -> list[str]:
+    """Return the methods that names and patterns stand for; patterns leave out methods that need an option."""
+    from counterpoint import balancers
+
+    methods: list[str] = []
+    for text in wanted:
+        if any(character in text for character in "*?[") and "(" not in text:
+            found = [name for name in balancers.names() if fnmatch.fnmatch(name, text)]
+            if not found:
+                raise OptionError(f"--balancers: no balancer fits the pattern {text!r}")
+            methods += [n for n in found if not any(option.required for option in balancers.describe(n).options)]
+        else:
+            methods.append(text)
+    return methods
+
+
+def _default_workers(threads: int) -> int:
+    return max(1, (os.cpu_count() or 1) // threads) if threads > 0 else 1

@@ -1,0 +1,67 @@
+"""Entry point: finds the verb, prints errors as one line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from counterpoint._version import __version__
+from counterpoint.cli import compare, list_names, report, show, train
+from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, SolverError
+from counterpoint.registry import nearest
+
+VERBS = {"list": list_names, "show": show, "train": train, "compare": compare, "report": report}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 0 done, 1 a run failed, 2 the call was wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        parser.error(f"no verb is called {arguments[0]!r}{nearest(arguments[0], VERBS)}")
+    known, rest = parser.parse_known_args(arguments)
+    if known.verb is None:
+        parser.print_help()
+        return 0
+    try:
+        return VERBS[known.verb].run(known, rest)
+    except (NonFiniteError, GraphError, SolverError) as error:
+        return _fail(error, 1)
+    except CounterpointError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        print("counterpoint: stopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"counterpoint: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="counterpoint",
+        description="Multi-task learning on PyTorch: compare methods that keep tasks from fighting in one network.",
+        epilog="counterpoint VERB --help tells more. A first try: counterpoint compare digits",
+    )
+    parser.add_argument("--version", action="version", version=f"counterpoint {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for name, module in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            epilog=getattr(module, "EPILOG", None),
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(parser=sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Train one network on several tasks. A run that was stopped goes on where it was."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from counterpoint.cli._arguments import EPILOG as EPILOG
+from counterpoint.cli._arguments import add_recipe, read_run
+
+HELP = "train one network with one balancer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    add_recipe(parser)
+    parser.add_argument("--balancer", metavar="NAME", help="balancer (counterpoint list balancers)")
+    parser.add_argument("--seed", type=int, help="seed of everything random")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-BALANCER-seedN)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Train and print the result."""
+    named = [] if args.balancer is None else ["--balancer", args.balancer]
+    config = read_run(args, [*named, *rest], seed=args.seed)
+    from counterpoint.bench.runner import run_one
+    from counterpoint.cli._progress import RunProgress
+
+    name = f"{Path(args.recipe).stem}-{config.balancer.name}-seed{config.seed}"
+    path = args.out or Path("runs") / name
+    with RunProgress([(name, config.training.epochs)]) as progress:
+        result = run_one(config, path, lambda record: progress.epoch(0, record["epoch"]))
+    if args.json:
+        print(json.dumps({"folder": str(path), **result}, indent=2))
+        return 0
+    chosen = f"{result['epochs']} epochs, result of epoch {result['selected_epoch']}"
+    print(f"{config.balancer.name} on {config.data.name}, {chosen}")
+    for task, metrics in result["test"].items():
+        shown = ", ".join(
+            f"{metric} {value:.4g}" if value is not None else f"{metric} -" for metric, value in metrics.items()
+        )
+        print(f"  {task}: {shown} (test)")
+    print(f"folder: {path}")
+    return 0

@@ -1,0 +1,278 @@
+"""Convex problems over the simplex, solved exactly by active sets on small matrices, whatever the scales of the rows.
+
+The variables are ``y_i = w_i d_i`` with d_i the length of row i, so the matrix holds cosines and no row is small: a
+weight of 1e-20 on a row of length 1e12 keeps all its digits. NumPy, not torch: the matrices have a few dozen rows, the
+work is some twenty calls into LAPACK, and the cost of a call is three to five times lower.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor, from_numpy
+
+from counterpoint.linalg import norms
+
+_SLACK = 1e-13  # violation, relative to the coefficients, that is rounding and not a better point
+_RESIDUAL = 1e-10  # of a linear system; beyond it the matrix counts as singular
+_STEP = 1e-12  # relative change of the one-dimensional root
+_MAX_ROOT_STEPS = 100
+
+
+def linear_plus_norm(gram: Float[Tensor, "K K"], c: float) -> tuple[Float[Tensor, " K"], float]:
+    """Return the simplex weights minimizing ``<g_w, g_0> + c |g_0| |g_w|``, the dual problem of CAGrad.
+
+    g_w is the weighted sum of the rows and g_0 their mean. With ``|g_w| = min_s (|g_w|^2 / s + s) / 2`` the problem is
+    a one-dimensional root over quadratic problems. On a fixed support the root has a closed form, so the search ends
+    after finitely many steps, at rounding error.
+
+    Args:
+        gram: Inner products of the rows, float64, symmetric positive semi-definite; zero rows are allowed.
+        c: Radius relative to the length of the mean, at least 0.
+
+    Returns:
+        The weights, and the largest violation of the optimality conditions relative to ``(1 + c) |g_0| |row|``. Where
+        the best g_w is zero the weights are those of the shortest one, and the violation is that of its problem.
+
+    References:
+        The problem: Liu et al., "Conflict-Averse Gradient Descent", NeurIPS 2021, arXiv:2110.14048. The solver is our
+        own.
+    """
+    lengths = norms(gram).numpy()
+    kept = lengths > 0
+    if not kept.all():
+        return _with_zero_rows(gram, c, kept)
+    matrix = gram.numpy()
+    mean = matrix.mean(axis=1)
+    length = math.sqrt(max(float(mean.mean()), 0.0))
+    inverse = lengths.min() / lengths
+    if length == 0.0:
+        return from_numpy(np.full(len(matrix), 1 / len(matrix))), 0.0
+    cosine = unit_rows(matrix, lengths)
+    linear = np.clip(mean / lengths / length, -1.0, 1.0)
+    if c == 0.0:
+        weights = np.zeros(len(matrix))
+        weights[np.argmin(mean)] = 1.0
+        return from_numpy(weights), 0.0
+    found = _root(cosine, linear, inverse, c)
+    weights = found * inverse
+    return from_numpy(weights / weights.sum()), _dual_residual(cosine, linear, inverse, c, found)
+
+
+def _with_zero_rows(gram: Tensor, c: float, kept: Bool[ndarray, " K"]) -> tuple[Tensor, float]:
+    """Compare the best point without the zero rows to the value 0 that a zero row has."""
+    weights = np.zeros(len(kept))
+    if kept.any():
+        rest = np.flatnonzero(kept)
+        share = kept.mean()  # the mean over all rows is this times the mean over the rest, and the problem scales
+        found, residual = linear_plus_norm(gram[np.ix_(rest, rest)], c)
+        small = gram.numpy()[np.ix_(rest, rest)]
+        w = found.numpy()
+        radius = c * math.sqrt(max(float(small.mean()), 0.0))
+        value = share * (w @ small.mean(axis=1) + radius * math.sqrt(max(float(w @ small @ w), 0.0)))
+        if value < 0:
+            weights[rest] = w
+            return from_numpy(weights), residual
+    weights[~kept] = 1 / (~kept).sum()
+    return from_numpy(weights), 0.0
+
+
+def _root(
+    cosine: Float[ndarray, "K K"], linear: Float[ndarray, " K"], inverse: Float[ndarray, " K"], c: float
+) -> Float[ndarray, " K"]:
+    """Find t with |v(t)| = c t, where v(t) belongs to the minimizer of |v|^2 / 2 + t linear.y."""
+    low, high = 0.0, 2.0 / (c * float(inverse.min()))
+    t = 1.0 / c
+    point: tuple[Float[ndarray, " K"], list[int]] | None = None
+    for _ in range(_MAX_ROOT_STEPS):
+        point = active_set(cosine, t * linear, inverse, point)
+        y, support = point
+        if math.sqrt(max(float(y @ cosine @ y), 0.0)) > c * t:
+            low = t
+        else:
+            high = t
+        better = _root_on_support(cosine, linear, inverse, c, support)
+        if abs(better - t) <= _STEP * t or high - low <= _STEP * high:
+            break
+        t = better if low <= better <= high else _between(low, high)
+    assert point is not None
+    return point[0]
+
+
+def _between(low: float, high: float) -> float:
+    return math.sqrt(low * high) if low > 0 else high / 1024
+
+
+def _root_on_support(
+    cosine: Float[ndarray, "K K"],
+    linear: Float[ndarray, " K"],
+    inverse: Float[ndarray, " K"],
+    c: float,
+    support: list[int],
+) -> float:
+    """Return the root if the support stays what it is: the minimizer is x + t z, with <x, C z> = 0."""
+    block = cosine[np.ix_(support, support)]
+    x = _affine_minimizer(block, np.zeros(len(support)), inverse[support], 1.0)
+    z = _affine_minimizer(block, linear[support], inverse[support], 0.0)
+    square, slope = max(float(x @ block @ x), 0.0), max(float(z @ block @ z), 0.0)
+    return math.sqrt(square / (c * c - slope)) if c * c > slope else math.inf
+
+
+def _dual_residual(
+    cosine: Float[ndarray, "K K"],
+    linear: Float[ndarray, " K"],
+    inverse: Float[ndarray, " K"],
+    c: float,
+    y: Float[ndarray, " K"],
+) -> float:
+    product = cosine @ y
+    square = float(y @ product)
+    if square <= 1e-12 * y.sum() ** 2:  # the norm has no derivative at zero
+        return quadratic_residual(cosine, np.zeros_like(linear), inverse, y)
+    slope = linear + c * product / math.sqrt(square)
+    slack = slope - float(y @ slope) * inverse
+    return float(max(-slack.min(), np.abs(slack[y > 0]).max())) / (1 + c)
+
+
+def unit_rows(gram: Float[ndarray, "K K"], lengths: Float[ndarray, " K"]) -> Float[ndarray, "K K"]:
+    """Return the cosines of rows, none of which is zero."""
+    cosine = np.clip(gram / lengths[:, None] / lengths[None, :], -1.0, 1.0)
+    np.fill_diagonal(cosine, 1.0)
+    return cosine
+
+
+def quadratic_residual(
+    cosine: Float[ndarray, "K K"], linear: Float[ndarray, " K"], inverse: Float[ndarray, " K"], y: Float[ndarray, " K"]
+) -> float:
+    """Return the violation of the optimality conditions of :func:`active_set`, relative to the terms in it."""
+    gradient = cosine @ y + linear
+    slack = gradient - float(y @ gradient) * inverse
+    return float(max(-slack.min(), np.abs(slack[y > 0]).max()) / (y.max() + np.abs(linear).max()))
+
+
+def active_set(
+    cosine: Float[ndarray, "K K"],
+    linear: Float[ndarray, " K"],
+    inverse: Float[ndarray, " K"],
+    start: tuple[Float[ndarray, " K"], list[int]] | None = None,
+) -> tuple[Float[ndarray, " K"], list[int]]:
+    """Minimize ``y C y / 2 + linear.y`` over ``y >= 0`` with ``inverse.y = 1`` by Wolfe's method.
+
+    Every round adds the row with the largest violation, then walks to the minimizer over the affine hull of the
+    support, dropping rows on the way. The value falls in every round, so no support comes back and the search is
+    finite. Singular matrices are no exception: an added row is never in the affine hull of the support.
+
+    Args:
+        cosine: Symmetric positive semi-definite, ones on the diagonal.
+        linear: In the range of ``cosine``, so that the problem is bounded.
+        inverse: Positive, largest entry 1.
+        start: A feasible point and its support, from a problem that differs in ``linear``.
+
+    Returns:
+        The minimizer and its support. If rounding stops the descent, the best point so far.
+
+    References:
+        Wolfe, "Finding the nearest point in a polytope", Mathematical Programming 11, 1976.
+    """
+    if start is None:
+        y, support = _first_point(cosine, linear, inverse)
+    else:
+        y, support = _walk(cosine, linear, inverse, *start)
+    value = float(y @ cosine @ y) / 2 + float(linear @ y)
+    for _ in range(20 * len(linear) + 20):
+        gradient = cosine @ y + linear
+        slack = gradient - float(y @ gradient) * inverse
+        slack[support] = 0.0
+        worst = int(slack.argmin())
+        if slack[worst] >= -_SLACK * (y.max() + float(np.abs(linear).max())):
+            break
+        new, new_support = _walk(cosine, linear, inverse, y, [*support, worst])
+        new_value = float(new @ cosine @ new) / 2 + float(linear @ new)
+        if not new_value < value:
+            break
+        y, support, value = new, new_support, new_value
+    return y, support
+
+
+def _first_point(
+    cosine: Float[ndarray, "K K"], linear: Float[ndarray, " K"], inverse: Float[ndarray, " K"]
+) -> tuple[Float[ndarray, " K"], list[int]]:
+    """Start from all rows and drop those with negative coefficients, or else from the shortest row."""
+    y = np.zeros(len(linear))
+    support = np.arange(len(linear))
+    while len(support):
+        try:
+            found = _affine_minimizer(
+                cosine[np.ix_(support, support)], linear[support], inverse[support], 1.0, strict=True
+            )
+        except np.linalg.LinAlgError:
+            break
+        if (found > 0).all():
+            y[support] = found
+            return y, support.tolist()
+        support = support[found > 0]
+    shortest = int(inverse.argmax())
+    y[shortest] = 1.0 / inverse[shortest]
+    return y, [shortest]
+
+
+def _walk(
+    cosine: Float[ndarray, "K K"],
+    linear: Float[ndarray, " K"],
+    inverse: Float[ndarray, " K"],
+    y: Float[ndarray, " K"],
+    support: list[int],
+) -> tuple[Float[ndarray, " K"], list[int]]:
+    """Go to the minimizer over the affine hull of the support; at each wall, drop a row and try again."""
+    support = list(support)
+    current = y[support]
+    while True:
+        target = _affine_minimizer(cosine[np.ix_(support, support)], linear[support], inverse[support], 1.0)
+        if (target > 0).all():
+            current = target
+            break
+        blocked = np.flatnonzero(target <= 0)
+        steps = current[blocked] / np.maximum(current[blocked] - target[blocked], np.finfo(float).tiny)
+        current = current + min(float(steps.min()), 1.0) * (target - current)
+        wall = int(blocked[steps.argmin()])
+        if len(support) == 1:
+            break
+        del support[wall]
+        current = np.maximum(np.delete(current, wall), 0.0)
+        current = current / float(inverse[support] @ current) if current.any() else current
+    new = np.zeros_like(y)
+    new[support] = current
+    return new, support
+
+
+def _affine_minimizer(
+    block: Float[ndarray, "S S"],
+    linear: Float[ndarray, " S"],
+    inverse: Float[ndarray, " S"],
+    total: float,
+    *,
+    strict: bool = False,
+) -> Float[ndarray, " S"]:
+    """Minimize ``y C y / 2 + linear.y`` subject to ``inverse.y = total``; the signs are free.
+
+    Raises:
+        numpy.linalg.LinAlgError: If the system is singular and ``strict`` is given.
+    """
+    size = len(linear)
+    system = np.zeros((size + 1, size + 1))
+    system[:size, :size] = block
+    system[:size, size] = system[size, :size] = inverse
+    right = np.append(-linear, total)
+    try:
+        found = np.linalg.solve(system, right)
+        error = np.abs(system @ found - right).max()
+        singular = not error <= _RESIDUAL * (1 + np.abs(found).max())
+    except np.linalg.LinAlgError:
+        if strict:
+            raise
+        singular = True
+        found = right
+    if singular and strict:
+        raise np.linalg.LinAlgError("the rows are affinely dependent")
+    return (np.linalg.lstsq(system, right, rcond=None)[0] if singular else found)[:size]

@@ -1,0 +1,275 @@
+"""The folder of one run: configuration, records, checkpoints, result. It never holds half a file."""
+
+import json
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from counterpoint.errors import FileError
+
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+RESULT, TIMING, ERROR = "result.json", "timing.json", "error.json"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, flush it to disk, then rename it.
+
+    Raises:
+        FileError: If the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(
+            f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileError: If it is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise FileError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+
+
+def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
+    """Return ``"key: theirs -> ours"`` for the first key in which two configurations differ, or ``None``."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in [*theirs, *(key for key in ours if key not in theirs)]:
+            inner = first_difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+            if inner:
+                return inner
+        return None
+    return None if ours == theirs else f"{path} is {theirs!r} there and {ours!r} now"
+
+
+class RunFolder:
+    """One run on disk.
+
+    ``config.yaml`` and ``environment.json`` say what is run on what, ``metrics.jsonl`` has a line per record,
+    ``checkpoints/last.pt`` and ``best.pt`` the state, ``timing.json`` what was measured with a clock, ``result.json``
+    the rest; the last one is written at the very end, so its presence means that the run is done. ``error.json`` tells
+    why a run failed.
+
+    Args:
+        path: The folder.
+        config: Configuration as plain data.
+        environment: Versions and machine, written when the folder is made.
+
+    Raises:
+        FileError: If the folder was made with another configuration, is in use by another process, or cannot be
+            written.
+    """
+
+    def __init__(
+        self, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = Path(path)
+        plain = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        existing = self.path / CONFIG
+        if existing.exists():
+            difference = first_difference(plain, read_yaml(existing))
+            if difference:
+                raise FileError(
+                    f"{self.path}: made by another configuration ({difference}); take another folder or delete this one"
+                )
+        else:
+            write_atomically(self.path / ENVIRONMENT, _dump_json(environment or {}))
+            write_atomically(existing, yaml.safe_dump(plain, sort_keys=False).encode())
+        self._lock = _lock(self.path / ".lock")
+        for stale in self.path.rglob("*.tmp"):  # left by a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the folder free for other processes."""
+        self._lock.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Content of ``result.json``; ``None`` while the run is not done."""
+        path = self.path / RESULT
+        return read_json(path) if path.exists() else None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl`` and flush it."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+
+    def size(self) -> int:
+        """Return the length of ``metrics.jsonl`` in bytes, after forcing it to disk."""
+        path = self.path / METRICS
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def truncate(self, size: int) -> None:
+        """Drop the records after ``size`` bytes: those of an epoch that was cut off.
+
+        Raises:
+            FileError: If the file is shorter than that, which a killed run cannot cause.
+        """
+        path = self.path / METRICS
+        actual = path.stat().st_size if path.exists() else 0
+        if actual < size:
+            raise FileError(
+                f"{path}: has {actual} bytes, its checkpoint expects {size}; delete {self.path} and run again"
+            )
+        if path.exists():
+            os.truncate(path, size)
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write ``checkpoints/<name>.pt``, whole or not at all.
+
+        Raises:
+            FileError: If it cannot be written.
+        """
+        path = self.path / "checkpoints" / f"{name}.pt"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise FileError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """Read ``checkpoints/<name>.pt``; ``None`` if there is none.
+
+        Raises:
+            FileError: If the file is damaged.
+        """
+        return load_checkpoint(self.path / "checkpoints" / f"{name}.pt")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_atomically(self.path / name, _dump_json(content))
+
+    def remove(self, name: str) -> None:
+        """Delete a file of the folder if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint; ``None`` if there is none.
+
+    Raises:
+        FileError: If the file is damaged.
+    """
+    if not path.exists():
+        return None
+    cure = "delete it to train again from the start"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums that torch.save wrote
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, IndexError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: cut short or damaged, no whole checkpoint; {cure}") from error
+    if damaged is not None:
+        raise FileError(f"{path}: altered (the checksum of {damaged} does not fit); {cure}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise FileError(f"{path}: not a checkpoint of this program; {cure}") from error
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole records of a ``metrics.jsonl``; a last line without its end is left out.
+
+    Raises:
+        FileError: If another line is not valid JSON.
+    """
+    if not path.exists():
+        return
+    with path.open() as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise FileError(f"{path}:{number}: not valid JSON; delete the run's folder and run again") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        FileError: If it cannot be read or is not YAML; one line, with the place.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: not a text file in UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        cure = "; indent with spaces, YAML allows no tabs" if "\\t" in problem or "'\t'" in problem else ""
+        raise FileError(f"{path}{place}: {problem}{cure}") from error
+
+
+def _dump_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_strict(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _strict(content: Any) -> Any:
+    """Replace NaN and infinity by ``None``: JSON has neither."""
+    if isinstance(content, Mapping):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _lock(path: Path) -> Any:
+    """Hold a lock for as long as the file is open; the system drops it when the process dies."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise FileError(
+            f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows, where folders are not locked
+    except ModuleNotFoundError:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise FileError(f"{path.parent}: in use by another process; wait for it or choose another folder") from error
+    return file

@@ -1,0 +1,92 @@
+"""One update: forward, losses by task, balanced gradients, optimizer step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from counterpoint import gradients
+from counterpoint.architectures import MTLOutput
+from counterpoint.balancers import Balancer, BalancerReport
+from counterpoint.tasks import Task
+
+
+def task_losses(output: MTLOutput, tasks: Sequence[Task], batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Return the loss of each task, deep supervision included; ``None`` for a task without labels in the batch."""
+    losses: dict[str, Tensor | None] = {}
+    for task in tasks:
+        loss = task.compute_loss(output.preds[task.name], batch)
+        for extra in output.aux:
+            if loss is not None and task.name in extra.preds:
+                further = task.compute_loss(extra.preds[task.name], batch)
+                loss = loss if further is None else loss + extra.weight * further
+        losses[task.name] = loss
+    return losses
+
+
+def training_step(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    batch: Mapping[str, Tensor],
+    balancer: Balancer,
+    optimizer: Optimizer,
+    *,
+    level: str | None = None,
+) -> BalancerReport:
+    """Do one update of all parameters.
+
+    Args:
+        model: Returns a :class:`~counterpoint.architectures.MTLOutput`.
+        tasks: Tasks to train; the model is asked for these only.
+        batch: ``"image"`` and the targets.
+        balancer: Turns the losses into gradients.
+        optimizer: Takes the step; its gradients are cleared first.
+        level: ``None`` balances the shared parameters' gradients, found in the graph; ``"features"`` those of the
+            features where the heads begin; ``"parameters"`` the parameters' gradients, with each head walked once.
+    """
+    losses, output = forward(model, tasks, batch)
+    return update(losses, output, balancer, optimizer, level=level)
+
+
+def forward(
+    model: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor | None], MTLOutput]:
+    """Return the losses of a batch and the output that they were computed from."""
+    output = model(batch["image"], [task.name for task in tasks])
+    return task_losses(output, tasks, batch), output
+
+
+def update(
+    losses: Mapping[str, Tensor | None],
+    output: MTLOutput,
+    balancer: Balancer,
+    optimizer: Optimizer,
+    *,
+    level: str | None = None,
+) -> BalancerReport:
+    """Take the optimizer step for losses that were computed already."""
+    optimizer.zero_grad()
+    cut: dict[str, Any] = {} if level is None else {"features": output.features, "level": level}
+    if output.losses:
+        extra = torch.stack(list(output.losses.values())).sum()
+        leaves = gradients.find_scope([extra]).private[0]
+        gradients.backward_into([extra], [None], leaves, lambda _: None, retain_graph=True)
+    report = balancer.backward(losses, **cut)
+    optimizer.step()
+    return report
+
+
+def conflict_gram(losses: Mapping[str, Tensor | None], names: Sequence[str], output: MTLOutput) -> Tensor:
+    """Return the Gram matrix of the tasks' gradients of the shared parameters, (K, K), NaN for absent tasks.
+
+    Writes nothing and keeps the graph; costs one backward pass a task.
+    """
+    present = [index for index, name in enumerate(names) if losses[name] is not None]
+    found = [loss for name in names if (loss := losses[name]) is not None]
+    gram = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
+    if found:
+        at = torch.tensor(present)
+        gram[at[:, None], at[None, :]] = gradients.measure_gram(found, features=output.features).cpu()
+    return gram

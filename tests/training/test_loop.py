@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+
+from counterpoint import training
+from counterpoint.errors import OptionError
+from counterpoint.training.memory import PeakMemory
+from counterpoint.training.seed import epoch_generator, rng_state, seed_everything, set_rng_state
+
+
+def fit(run, path, **extra):
+    with training.RunFolder(path, {}) as folder:
+        return training.fit(
+            run.model, run.data, run.balancer, run.optimizer, folder, run.options, fabric=run.fabric, **extra
+        )
+
+
+def read(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2)])
+def test_result_and_records(make, tmp_path, balancer, passes):
+    result = fit(make(balancer, monitor_every=4), tmp_path)
+    assert result["steps"] == 15  # three epochs of five batches of at most 16 of 70 samples
+    assert result["num_backward"] == 15 * passes
+    epochs = [record for record in read(tmp_path) if record["kind"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == [1, 2, 3]
+    assert result["test"] == epochs[-1]["test"]
+    assert epochs[-1]["train_seconds"] > epochs[0]["train_seconds"] > 0
+    assert (epochs[0]["weights"] is None) == (balancer == "graddrop")
+    conflicts = [record for record in read(tmp_path) if record["kind"] == "conflict"]
+    assert [record["step"] for record in conflicts] == [1, 5, 9, 13]
+    assert [record["epoch"] for record in conflicts] == [0.0, 0.8, 1.6, 2.4]
+    assert all(-1 <= record["cosine"]["a|b"] <= 1 for record in conflicts)
+
+
+def test_known_cosines_are_those_that_would_be_measured(make, tmp_path):
+    fit(make("pcgrad", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "known")
+    first = next(record for record in read(tmp_path / "known") if record["kind"] == "conflict")
+    fit(make("equal", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "measured")
+    same = next(record for record in read(tmp_path / "measured") if record["kind"] == "conflict")
+    assert first["cosine"]["a|b"] == pytest.approx(same["cosine"]["a|b"], abs=1e-6)
+
+
+def test_the_level_of_features_needs_one_backward_pass(make, tmp_path):
+    result = fit(make("mgda", level="features", monitor_every=2), tmp_path)
+    assert result["num_backward"] == result["steps"]
+    assert any(record["kind"] == "conflict" for record in read(tmp_path))
+
+
+def test_seeds_change_results_and_repeat_them(make, tmp_path):
+    results = [fit(make(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2))]
+    states = [read(tmp_path / str(i))[-1]["train_loss"] for i in range(3)]
+    assert results[0] == results[1]
+    assert states[0] == states[1] != states[2]
+
+
+def test_best_checkpoint_is_that_of_the_selected_epoch(make, tmp_path):
+    result = fit(make(selection="best", epochs=6), tmp_path)
+    best = training.run_folder.load_checkpoint(tmp_path / "checkpoints" / "best.pt")
+    assert best["epoch"] == result["selected_epoch"]
+
+
+def test_tasks_without_labels_in_some_batches(make, toy, tmp_path):
+    run = make("gradvac", data=toy(masked=True), batch_size=2)
+    assert fit(run, tmp_path)["epochs"] == 3
+
+
+def test_epoch_orders_are_permutations_that_differ():
+    orders = [torch.randperm(50, generator=epoch_generator(0, epoch)) for epoch in range(4)]
+    orders += [torch.randperm(50, generator=epoch_generator(1, 0))]
+    assert len({tuple(order.tolist()) for order in orders}) == 5
+
+
+def test_generators_are_restored():
+    import random
+
+    import numpy as np
+
+    seed_everything(5)
+    state = rng_state()
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    set_rng_state(state)
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == first
+
+
+def test_peak_memory_sees_a_large_tensor():
+    memory = PeakMemory(torch.device("cpu"))
+    before = memory.extra_mb()
+    large = torch.ones(30_000_000)  # 114 MB
+    del large
+    assert before < 30
+    assert memory.extra_mb() > 90
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "training: epochs must be"),
+        ({"selection": "bst"}, "did you mean best"),
+        ({"level": "feature"}, "did you mean features"),
+        ({"monitor_every": -1}, "monitor_every must be"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(OptionError, match=message):
+        training.FitOptions(**options)
