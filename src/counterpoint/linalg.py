@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_COLUMNS = 4096  # columns of a block whose products stay in the dtype of the rows
+_COLUMNS = 1024  # columns of a block whose products stay in the dtype of the rows
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
 _CANCELLED = 1e-14  # a square this much smaller than that of the sum of the terms' lengths is rounding
 
@@ -13,7 +13,7 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
     """Return the inner products of the rows, accurate for long rows and for any scale.
 
     Long dot products in float32 lose up to a per cent (measured on eleven million columns), so the products of
-    blocks of 4096 columns are summed in float64. Rows whose squares would leave the range of the dtype are
+    blocks of 1024 columns are summed in float64. Rows whose squares would leave the range of the dtype are
     scaled by a power of two first, which is exact.
 
     Args:

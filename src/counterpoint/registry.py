@@ -91,7 +91,7 @@ class Registry(Generic[T]):
         for member in members:
             key = vars(member).get("key")
             if isinstance(key, str):
-                if fold(key) in self._classes:
+                if self._classes.get(fold(key), member) is not member:
                     raise OptionError(f"two {kind}s are called {key!r}")
                 self._classes[fold(key)] = member
 

@@ -33,6 +33,7 @@ class Step:
         return tuple(self.names[self.present[position]] for position in positions)
 
 
+@torch.enable_grad()  # the caller may have switched it off, and a view must keep the graph
 def read_losses(
     owner: str, num_tasks: int, names: tuple[str, ...] | None, losses: Losses, *, nonnegative: bool = False
 ) -> Step:

@@ -96,7 +96,9 @@ class TaskGradients:
                 "method without task weights has no gradient for them; use level='parameters'"
             )
         seeds = _split(direction, self._features)
-        backward_into(self._features, seeds, self.scope.through, check)
+        # in the order of the scope, which is that of the graph and so the same in every process; a set has none
+        through = [leaf for leaf in self.scope.shared if leaf in self.scope.through]
+        backward_into(self._features, seeds, through, check)
         for position, leaf in enumerate(past):
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
