@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,12 +32,13 @@ def test_the_loop_of_the_readme_learns_and_is_short():
     code = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
     statements = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
     assert len(statements) <= 10
-    import torch
-
-    torch.manual_seed(0)
-    scope: dict = {}
-    exec(compile(code.replace("] * 10", "] * 200"), "readme", "exec"), scope)
-    assert float(scope["report"].losses.sum()) < 1.0  # two targets of variance 1, the trunk can fit much of them
+    totals = []
+    for repeats in (1, 100):
+        torch.manual_seed(0)
+        scope: dict = {}
+        exec(compile(code.replace("] * 10", f"] * {repeats}"), "readme", "exec"), scope)
+        totals.append(float(scope["report"].losses.sum()))
+    assert totals[1] < 0.8 * totals[0]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)

@@ -30,7 +30,9 @@ def test_source_file(path):
 
 
 def test_importing_the_package_imports_no_torch():
-    script = "import sys, counterpoint; assert not {'torch', 'numpy'} & set(sys.modules); counterpoint.balancers.names()"
+    script = (
+        "import sys, counterpoint; assert not {'torch', 'numpy'} & set(sys.modules); counterpoint.balancers.names()"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -66,5 +68,7 @@ def test_nothing_names_the_machine():
     for name in files:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".yml", ".yaml", ".jinja", ".cfg", ""} and path.is_file():
-            found += [f"{name}: {line}" for line in path.read_text(errors="ignore").splitlines() if pattern.search(line)]
+            found += [
+                f"{name}: {line}" for line in path.read_text(errors="ignore").splitlines() if pattern.search(line)
+            ]
     assert not found

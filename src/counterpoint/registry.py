@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,7 @@ class Registry(Generic[T]):
         given: tuple[str, ...] = (),
     ) -> None:
         self.kind = kind
+        self.base = base
         self.facts = facts
         self.given = given
         members = (value for value in namespace.values() if isinstance(value, type) and issubclass(value, base))
@@ -103,13 +105,35 @@ class Registry(Generic[T]):
     def get(self, name: str) -> type[T]:
         """Return the class called ``name``; case and punctuation do not matter.
 
+        A class of somebody else's is named ``"package.module:Class"``, and imported.
+
         Raises:
             UnknownNameError: If there is none; the message has the nearest names.
+            OptionError: If a class of somebody else's is not of this family.
         """
+        if ":" in name:
+            return self._import(name)
         found = self._classes.get(fold(name))
         if found is None:
             error = unknown(self.kind, name, self.names())
             raise error
+        return found
+
+    def _import(self, name: str) -> type[T]:
+        """Import ``"package.module:Class"``."""
+        module_name, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module is there, something that it imports is not
+            raise UnknownNameError(f"{self.kind} {name!r}: there is no module {error.name!r} on the path") from error
+        if found is None:
+            raise UnknownNameError(f"{self.kind} {name!r}: {module_name} has no {attribute!r}")
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise OptionError(
+                f"{self.kind} {name!r}: must be a subclass of {self.base.__module__}.{self.base.__name__}"
+            )
         return found
 
     def create(self, name: str, *args: object, **options: object) -> T:
@@ -152,7 +176,7 @@ class Registry(Generic[T]):
             if parameter.name not in self.given
         )
         return Description(
-            key=str(vars(member)["key"]),
+            key=getattr(member, "key", name),
             name=member.__name__,
             kind=self.kind,
             summary=_summary(member),

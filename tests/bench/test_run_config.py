@@ -52,6 +52,8 @@ def test_another_method_forgets_the_options_of_the_one_before():
     assert override(first, [("balancer", "pcgrad")]).balancer == BalancerConfig("pcgrad", {})
     assert override(first, [("balancer", "cagrad")]).balancer == first.balancer
     assert override(digits(), [("optimizer", "SGD")]).optimizer.options == {}
+    mlp = override(digits(), [("model.backbone_options.widths", "[5]"), ("model.backbone", "mlp")])
+    assert mlp.model.backbone_options == {"widths": [5]}, "the order of the options does not matter"
 
 
 def test_numbers_written_like_1e_minus_3_are_numbers():

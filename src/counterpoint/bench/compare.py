@@ -63,7 +63,7 @@ def parse_method(text: str) -> BalancerConfig:
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
     if match is None:
         raise OptionError(f"method {text!r} is not of the form name or name(option=value, ...)")
-    name = balancers.BALANCERS.get(match[1]).key
+    name = match[1] if ":" in match[1] else balancers.BALANCERS.get(match[1]).key
     try:
         written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
         options = yaml.safe_load("{" + written + "}") or {}

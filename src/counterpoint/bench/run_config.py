@@ -179,6 +179,13 @@ class RunConfig:
 # Sections whose options may be written without ``options.``: ``balancer.c=0.2`` is ``balancer.options.c=0.2``.
 _OPEN = {"data", "balancer", "optimizer", "scheduler"}
 
+# Paths that name a class, and where the options of that class stand in the section: another class forgets them.
+_NAMES = {
+    **dict.fromkeys(("data", "model", "balancer", "optimizer", "scheduler"), "options"),
+    "model.backbone": "backbone_options",
+    "model.head": "head_options",
+}
+
 
 def parse_run(content: Any, origin: str) -> RunConfig:
     """Turn plain data into a configuration.
@@ -226,7 +233,7 @@ def override(config: RunConfig, changes: Sequence[tuple[str, str]]) -> RunConfig
         OptionError: If a path does not exist (with the nearest one) or a value has the wrong type.
     """
     content = config.to_dict()
-    for path, text in changes:
+    for path, text in sorted(changes, key=lambda change: change[0] not in _NAMES):  # names first, then their options
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -287,9 +294,9 @@ def _set(content: dict[str, Any], path: str, value: Any) -> None:
             raise OptionError(
                 f"--{path} is a section; its options: {', '.join(f'{path}.{key}' for key in content[section])}"
             )
-        if content[section]["name"] != value:
-            content[section]["options"] = {}
         keys = [section, "name"]
+    if path in _NAMES and content[section][keys[1]] != value:
+        content[section][_NAMES[path]] = {}
     inner = content
     for depth, key in enumerate(keys[:-1]):
         if key not in inner and depth == 1 and section in _OPEN:

@@ -71,6 +71,4 @@ def read_run(args: argparse.Namespace, rest: Sequence[str], *, seed: int | None 
         changes.append((path, value))
     if seed is not None:
         changes.append(("seed", str(seed)))
-    # whole sections first: naming a balancer forgets the options of the one before
-    changes.sort(key=lambda change: "." in change[0])
     return override(find_recipe(args.recipe), changes)

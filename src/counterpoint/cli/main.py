@@ -1,6 +1,7 @@
 """Entry point: finds the verb, prints errors as one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if known.verb is None:
         parser.print_help()
         return 0
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # classes named module:Class are looked for beside the recipe's user
     try:
         return VERBS[known.verb].run(known, rest)
     except (NonFiniteError, GraphError, SolverError) as error:

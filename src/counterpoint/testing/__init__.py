@@ -1,1 +1,1 @@
-"""TODO"""
+"""Contract batteries that outside methods can run, too."""
