@@ -8,6 +8,9 @@ from counterpoint.bench.readings import READINGS, SINGLE_TASK, get_reading, rela
 from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread, TaskInfo
 
 
+COST = "Cost"
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
     """One column: where its numbers come from and how they are read.
@@ -138,7 +141,7 @@ def metric_columns(task: TaskInfo) -> list[Column]:
 
 def cost_columns(comparison: Comparison) -> list[Column]:
     """Return the columns of measured cost, which do not depend on the reading, and the epochs read."""
-    group = "Cost"
+    group = COST
     return [
         Column(
             group,
@@ -156,6 +159,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.train_seconds,
             "s",
             higher_is_better=False,
+            max_decimals=1,
         ),
         Column(
             group,
@@ -164,6 +168,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.step_ms,
             "ms",
             higher_is_better=False,
+            max_decimals=2,
         ),
         Column(
             group,
@@ -172,6 +177,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.peak_memory_mb,
             "MB",
             higher_is_better=False,
+            max_decimals=1,
         ),
         Column(
             group,
@@ -180,8 +186,9 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.num_backward,
             "passes",
             higher_is_better=False,
+            max_decimals=0,
         ),
-        Column(group, "Epochs", "Epochs that had ended at this reading.", _read(lambda reading: reading.epochs)),
+        Column(group, "Epochs", "Epochs that had ended at this reading.", _read(lambda reading: reading.epochs), max_decimals=1),
     ]
 
 

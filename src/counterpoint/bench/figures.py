@@ -233,7 +233,7 @@ def change_section(comparison: Comparison) -> Section:
                 label=f"Dot plot of the change of task {task.name} against its single-task network, per cent, per method.",
                 data=variants["final"]["data"],
                 layout=layout(
-                    axis("change against single-task, %   (better \u2192)"),
+                    axis("change, %   (better \u2192)"),
                     _method_axis(comparison, order),
                     height=max(200, 70 + 27 * len(order)),
                     shapes=[line_shape("x", 0.0)],

@@ -5,11 +5,12 @@ import io
 import os
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from counterpoint._optional import require
-from counterpoint.bench.columns import Column, cost_columns, metric_columns, summary_columns
+from counterpoint.bench.columns import COST, Column, cost_columns, metric_columns, summary_columns
 from counterpoint.bench.numbers import MINUS, MISSING, format_number, format_spread
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread
@@ -281,7 +282,8 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
         place = "\nequal time" if name == "equal_time" else ""
         unit = f"\n{column.unit}" if column.unit and not place else ""
         group = f"{column.group}\n" if column.group in {task.name for task in comparison.tasks} else ""
-        table.add_column(text(_printable(f"{group}{column.label} {column.arrow}{unit}{place}")), justify="right", no_wrap=True)
+        label = column.label if group else "\n".join(textwrap.wrap(column.label, 8))  # narrow, so that more columns fit
+        table.add_column(text(_printable(f"{group}{label} {column.arrow}{unit}{place}")), justify="right", no_wrap=True)
     for row in comparison.rows:
         cells = [_terminal_cell(comparison, row, column, name) for column, name in chosen]
         failed = f" ({len(row.errors)} failed)" if row.errors else ""
@@ -292,7 +294,10 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
 
 def _terminal_cell(comparison: Comparison, row: MethodRow, column: Column, name: str) -> Any:
     text = require("rich.text", extra="bench").Text
-    written = format_spread(column.of(row, name), column.decimals(comparison), signed=column.signed)
+    spread = column.of(row, name)
+    if spread is not None and column.group == COST:
+        spread = Spread((spread.mean,))  # the report has the spread of time and memory
+    written = format_spread(spread, column.decimals(comparison), signed=column.signed)
     reading = get_reading(row, name)
     if column.remark is not None and reading is not None and written != MISSING:
         written += f" {column.remark(reading)}"
