@@ -53,11 +53,11 @@ class Column:
         return min(self.max_decimals, choose_decimals(spread for spread in found if spread is not None))
 
     def best(self, comparison: Comparison, reading: str) -> set[str]:
-        """Return the multi-task methods with the best mean as it is written, ties included; none without a contest."""
+        """Return the multi-task methods with the best mean as it is written, ties included; none for costs and for one."""
         decimals = self.decimals(comparison)
         found = {row.method: self.of(row, reading) for row in comparison.rows if row.method != SINGLE_TASK}
         means = {method: round(spread.mean, decimals) for method, spread in found.items() if spread is not None}
-        if self.higher_is_better is None or len(means) < 2:
+        if self.higher_is_better is None or self.group == COST or len(means) < 2:
             return set()
         top = max(means.values()) if self.higher_is_better else min(means.values())
         return {method for method, mean in means.items() if mean == top}

@@ -28,7 +28,7 @@ def curves_section(comparison: Comparison) -> Section:
         "Primary metric of each task on the validation split. Bold: mean over the seeds whose run was finished, drawn while "
         "all of them have a value; faint: the seeds. "
         "Over training seconds, the mean is placed at the mean time of the seeds at that epoch. The single-task curve is "
-        "that of the task's own network, with its own time. Click a name to hide or show a method in all figures with a legend."
+        "that of the task's own network, with its own time."
     )
     return Section("curves", "Validation over training", caption, figures, legend=True, axis_switch=True)
 

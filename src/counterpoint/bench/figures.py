@@ -109,7 +109,7 @@ def line_shape(orientation: str, at: float, dash: str = "solid") -> dict[str, An
         f"{other}1": 1,
         f"{other}ref": "paper",
         "line": {"color": ZERO, "width": 1.2, "dash": dash},
-        "layer": "below",
+        "layer": "between",  # above the grid, which would pale it
     }
 
 
@@ -277,8 +277,8 @@ def cost_section(comparison: Comparison) -> Section:
         ),
     )
     caption = (
-        "Mean over seeds; the whiskers are one sample standard deviation. Named are the methods that no other method beats in "
-        "both mean time and mean \u0394m, and the baselines. Single-task time is the sum over the tasks' networks. Hover for "
+        "Mean over seeds; the whiskers are one sample standard deviation. Named, where there is "
+        "room, are the baselines and the methods that no other beats in both mean time and mean \u0394m. Single-task time is the sum over the tasks' networks. Hover for "
         "step time, memory and backward passes."
     )
     return Section("cost", "What it costs", caption, [figure], legend=True)
@@ -328,27 +328,29 @@ def _frontier_labels(
     comparison: Comparison, points: list[tuple[int, Spread, Spread]], *, log: bool
 ) -> list[dict[str, Any]]:
     """Return the names of the baselines and of the methods that none beats in both time and delta_m."""
-    labels = []
-    for index, cost, delta in points:
-        row = comparison.rows[index]
-        beaten = any(
-            other_cost.mean <= cost.mean
-            and other_delta.mean >= delta.mean
-            and (other_cost.mean < cost.mean or other_delta.mean > delta.mean)
-            for _, other_cost, other_delta in points
+    places = {index: (math.log10(cost.mean) if log else cost.mean, delta.mean) for index, cost, delta in points}
+    spans = [max(axis) - min(axis) or 1.0 for axis in zip(*places.values(), strict=True)]
+    beaten = {
+        index
+        for index, (cost, delta) in places.items()
+        if any(c <= cost and d >= delta and (c < cost or d > delta) for c, d in places.values())
+    }
+    baselines = [index for index in places if comparison.rows[index].method in (EQUAL, SINGLE_TASK)]
+    labels: dict[int, dict[str, Any]] = {}
+    for index in [*baselines, *sorted(set(places) - beaten - set(baselines), key=lambda i: -places[i][1])]:
+        x, y = places[index]
+        near = any(
+            abs(x - places[other][0]) < 0.15 * spans[0] and abs(y - places[other][1]) < 0.08 * spans[1] for other in labels
         )
-        if beaten and row.method not in (EQUAL, SINGLE_TASK):
-            continue
-        labels.append(
-            {
-                "x": math.log10(cost.mean) if log else plain(cost.mean),
-                "y": plain(delta.mean),
-                "text": short(row.method),
-                "showarrow": False,
-                "xanchor": "center",
-                "yshift": -16 if beaten else 16,
-                "bgcolor": "rgba(255,255,255,0.8)",
-                "font": {"size": 12, "color": "#24292f"},
-            }
-        )
-    return labels
+        if near:
+            continue  # two names on top of each other are none; the tooltip and the legend have it
+        labels[index] = {
+            "x": plain(x),
+            "y": plain(y),
+            "text": short(comparison.rows[index].method),
+            "showarrow": False,
+            "yshift": -16 if index in beaten else 16,
+            "bgcolor": "rgba(255,255,255,0.8)",
+            "font": {"size": 12, "color": "#24292f"},
+        }
+    return list(labels.values())

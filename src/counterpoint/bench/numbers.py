@@ -19,11 +19,9 @@ def choose_decimals(spreads: Iterable[Spread]) -> int:
     """
     spreads = list(spreads)
     values = [value for spread in spreads for value in spread.finite]
-    if not values or all(value == round(value) for value in values):
-        single = all(len(spread.finite) < 2 for spread in spreads)
-        whole = all(spread.mean == round(spread.mean) for spread in spreads if spread.finite)
-        return 0 if single or whole else 1
     stds = [spread.std for spread in spreads if spread.std > 0]
+    if not values or (not stds and all(value == round(value) for value in values)):
+        return 0
     size = statistics.median(abs(value) for value in values) or max(abs(value) for value in values)
     integer_digits = math.floor(math.log10(size)) + 1
     wanted = 4 - integer_digits

@@ -248,14 +248,15 @@ def print_table(comparison: Comparison, console: Any) -> None:
         console: A ``rich.console.Console``.
     """
     summary, cost = summary_columns(), cost_columns(comparison)
-    essential = [(summary[0], "final"), (summary[0], "equal_time"), (summary[2], "final"), (summary[4], "final"), (cost[0], "final")]
-    more = [(column, "final") for column in (summary[3], summary[1], cost[2], cost[3])]
-    metrics = [(column, "final") for task in comparison.tasks for column in metric_columns(task)]
-    for chosen in ([*essential, *metrics, *more], [*essential, *more], essential):
-        table = _terminal_table(comparison, chosen)
-        wanted = console.measure(table, options=console.options.update_width(10_000)).maximum
-        if wanted <= console.width:
-            break
+    chosen = [(summary[0], "final"), (summary[0], "equal_time")]
+    chosen += [(column, "final") for column in (summary[2], summary[4], cost[0])]
+    table = _terminal_table(comparison, chosen)
+    metrics = [metric_columns(task) for task in comparison.tasks]
+    for extra in ([summary[3]], *metrics, [summary[1]], [cost[2]], [cost[3]]):
+        wider = _terminal_table(comparison, [*chosen, *((column, "final") for column in extra)])
+        if console.measure(wider, options=console.options.update_width(10_000)).maximum <= console.width:
+            table = wider
+            chosen += [(column, "final") for column in extra]
     text = require("rich.text", extra="bench").Text
     console.print(table)
     console.print(text(_printable(verdict(comparison)), style="bold"))
@@ -282,7 +283,7 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
         place = "\nequal time" if name == "equal_time" else ""
         unit = f"\n{column.unit}" if column.unit and not place else ""
         group = f"{column.group}\n" if column.group in {task.name for task in comparison.tasks} else ""
-        label = column.label if group else "\n".join(textwrap.wrap(column.label, 8))  # narrow, so that more columns fit
+        label = column.label if group else "\n".join(textwrap.wrap(column.label, 8, break_long_words=False))  # narrow, so that more columns fit
         table.add_column(text(_printable(f"{group}{label} {column.arrow}{unit}{place}")), justify="right", no_wrap=True)
     for row in comparison.rows:
         cells = [_terminal_cell(comparison, row, column, name) for column, name in chosen]
