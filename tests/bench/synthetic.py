@@ -1,4 +1,4 @@
-"""A made-up comparison with everything that the outputs must survive; its numbers follow the definitions, not the code."""
+"""A made-up comparison with everything that the outputs must survive; numbers follow the definitions, not the code."""
 
 import math
 import random
@@ -8,7 +8,9 @@ from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord
 
 NAN = math.nan
 HOSTILE = '<img src=x onerror="boom()">&amp;</script>%{x}_$1'
-HOSTILE_ERROR = 'RuntimeError: </script><script>window.boom = 1</script> & "quotes" \x1b[31m loss of {task} is 100% _NaN_'
+HOSTILE_ERROR = (
+    'RuntimeError: </script><script>window.boom = 1</script> & "quotes" \x1b[31m loss of {task} is 100% _NaN_'
+)
 TASKS = (
     TaskInfo("seg", {"miou": "%", "pix_acc": "%"}, {"miou": True, "pix_acc": True}),
     TaskInfo("depth", {"abs_err": "m", "rel_err": ""}, {"abs_err": False, "rel_err": False}),
@@ -46,7 +48,9 @@ def make_reading(values, base, equal_delta, epochs, rank):
     """Build a reading from task -> metric -> list over seeds, by the definitions."""
     changes = {
         task.name: [
-            statistics.fmean(change(values[task.name][m][s], base[task.name][m][s], up) for m, up in task.higher_is_better.items())
+            statistics.fmean(
+                change(values[task.name][m][s], base[task.name][m][s], up) for m, up in task.higher_is_better.items()
+            )
             for s in range(len(epochs))
         ]
         for task in TASKS
@@ -81,7 +85,9 @@ def make_values(rng, shifts, factor, missing):
             base = BASE[task.name][metric]
             sign = 1 if higher else -1
             drawn = [base * (1 + sign * (shift * factor + rng.gauss(0, 0.5)) / 100) for _ in SEEDS]
-            values[task.name][metric] = [NAN if seed in missing else value for seed, value in zip(SEEDS, drawn, strict=True)]
+            values[task.name][metric] = [
+                NAN if seed in missing else value for seed, value in zip(SEEDS, drawn, strict=True)
+            ]
     return values
 
 
@@ -98,7 +104,7 @@ def make_history(rng, task_shift, step, last, epochs):
                 start = 0.45 if higher else 1.8
                 value = final * (start + (1 - start) * reached) * (1 + rng.gauss(0, 0.008))
                 val[task.name] = {metric: NAN if epoch == last else value}
-        loss = {name: 1 / epoch for name in val}
+        loss = dict.fromkeys(val, 1 / epoch)
         history.append({"epoch": epoch, "train_seconds": step * epoch, "train_loss": loss, "val": val, "test": val})
     return tuple(history)
 
@@ -122,7 +128,9 @@ def make_runs(rng, method, shifts, speed, failed, errors):
     for seed in SEEDS:
         parts = [task.name for task in TASKS] if method == "single_task" else [None]
         for part in parts:
-            names = {t.name: s + rng.gauss(0, 0.4) for t, s in zip(TASKS, shifts, strict=True) if part in (None, t.name)}
+            names = {
+                t.name: s + rng.gauss(0, 0.4) for t, s in zip(TASKS, shifts, strict=True) if part in (None, t.name)
+            }
             bad = seed in failed
             epochs = 4 if bad else EPOCHS
             history = make_history(rng, names, 6.0 * speed / len(parts), None, epochs)
@@ -151,7 +159,9 @@ def make_comparison(*, hostile=True):
             base[name] = base[name] or values
             stop = EPOCHS if name == "final" else int(EPOCHS / speed)
             epochs = [NAN if seed in failed else stop - 1 - rng.randrange(2) for seed in SEEDS]
-            reading = make_reading(values, base[name], equal[name], epochs, NAN if number in (0, 4) else 1.5 + number % 7)
+            reading = make_reading(
+                values, base[name], equal[name], epochs, NAN if number in (0, 4) else 1.5 + number % 7
+            )
             if method == "equal":
                 equal[name] = reading.delta["tasks"].values
             readings[name] = None if method == "broken" or (method == "graddrop" and name == "equal_time") else reading
@@ -170,7 +180,7 @@ def make_comparison(*, hostile=True):
             )
         )
         runs += make_runs(rng, method, shifts, speed, failed, errors)
-    title = "Three tasks on rooms" + (" <b>& \"more\"</b> </script>" if hostile else ": hard sharing, ResNet-18")
+    title = "Three tasks on rooms" + (' <b>& "more"</b> </script>' if hostile else ": hard sharing, ResNet-18")
     return Comparison(
         title=title,
         tasks=TASKS,
@@ -178,6 +188,10 @@ def make_comparison(*, hostile=True):
         selection="Last epoch; no selection on the validation split.",
         rows=tuple(rows),
         runs=tuple(runs),
-        config={"data": {"name": "rooms", "size": (64, 64)}, "note": "</pre><script>window.boom = 2</script>", "epochs": EPOCHS},
+        config={
+            "data": {"name": "rooms", "size": (64, 64)},
+            "note": "</pre><script>window.boom = 2</script>",
+            "epochs": EPOCHS,
+        },
         environment={"python": "3.12.3", "torch": "2.14.0", "threads": 1},
     )

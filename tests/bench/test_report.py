@@ -82,7 +82,9 @@ def test_table_has_the_numbers_of_the_records(comparison, page):
                 assert "".join(line[1][1]) == "\u2013"
                 continue
             spreads = [reading.delta["tasks"], reading.delta["metrics"], reading.against_equal, reading.worst, None]
-            spreads += [reading.metrics[task.name][metric] for task in comparison.tasks for metric in task.higher_is_better]
+            spreads += [
+                reading.metrics[task.name][metric] for task in comparison.tasks for metric in task.higher_is_better
+            ]
             for (sort, text), spread in zip(line[1:], spreads, strict=False):
                 if spread is None:
                     continue
@@ -115,7 +117,12 @@ def test_hostile_text_is_text(comparison, page, source, synthetic):
     assert source.count("window.boom = 1</script>") == 0
     assert not [attrs for tag, attrs in page.tags if tag == "img" or "onerror" in attrs]
     text = "".join(page.text)
-    for hostile in (comparison.title, synthetic.HOSTILE, synthetic.HOSTILE_ERROR, "</pre><script>window.boom = 2</script>"):
+    for hostile in (
+        comparison.title,
+        synthetic.HOSTILE,
+        synthetic.HOSTILE_ERROR,
+        "</pre><script>window.boom = 2</script>",
+    ):
         assert hostile in text
 
 
@@ -146,7 +153,9 @@ def test_figures_are_valid_plotly(comparison, section):
         for variant in figure.variants.values() or ({"data": [], "layout": {}},):
             extra = variant["data"] or [{}] * len(figure.data)
             data = [{**trace, **own} for trace, own in zip(figure.data, extra, strict=True)]
-            plotly.graph_objects.Figure(data=data, layout={**figure.layout, **variant["layout"]})  # raises on a bad name
+            plotly.graph_objects.Figure(
+                data=data, layout={**figure.layout, **variant["layout"]}
+            )  # raises on a bad name
 
 
 def test_delta_figure_shows_every_seed_and_the_mean(comparison):
@@ -171,7 +180,9 @@ def test_curves_average_the_finished_seeds(comparison):
     assert len(done) == 2
     for place in range(20):
         entries = [run.history[place] for run in done]
-        assert mean["y"][place] == pytest.approx(statistics.fmean(e["val"]["depth"]["abs_err"] for e in entries), rel=1e-6)
+        assert mean["y"][place] == pytest.approx(
+            statistics.fmean(e["val"]["depth"]["abs_err"] for e in entries), rel=1e-6
+        )
         position = figure.data.index(mean)
         seconds = figure.variants["seconds"]["data"][position]["x"][place]
         assert seconds == pytest.approx(statistics.fmean(e["train_seconds"] for e in entries), rel=1e-6)
@@ -194,10 +205,13 @@ def test_cosines_are_pairs_or_mean_and_minimum(comparison):
     extra = tuple(
         dataclasses.replace(
             run,
-            conflicts=tuple({**entry, "cosine": {**entry["cosine"], "a|b": -0.9 if i % 2 else math.nan}} for i, entry in enumerate(run.conflicts)),
+            conflicts=tuple(
+                {**entry, "cosine": {**entry["cosine"], "a|b": -0.9 if i % 2 else math.nan}}
+                for i, entry in enumerate(run.conflicts)
+            ),
         )
         for run in comparison.runs
-    )  # fmt: skip
+    )
     many = dataclasses.replace(comparison, runs=extra)
     mean, low = cosine_section(many).figures
     assert (mean.title, low.title) == ("mean over 4 pairs", "minimum over 4 pairs")
@@ -208,7 +222,9 @@ def test_cosines_are_pairs_or_mean_and_minimum(comparison):
         assert trace["y"][place] == pytest.approx(statistics.fmean(map(statistics.fmean, found)), rel=1e-6)
         trace = next(trace for trace in low.data if trace["meta"] == {**trace["meta"], "method": 1, "kind": "mean"})
         assert trace["y"][place] == pytest.approx(statistics.fmean(map(min, found)), rel=1e-6)
-    none = dataclasses.replace(comparison, runs=tuple(dataclasses.replace(run, conflicts=()) for run in comparison.runs))
+    none = dataclasses.replace(
+        comparison, runs=tuple(dataclasses.replace(run, conflicts=()) for run in comparison.runs)
+    )
     assert cosine_section(none).figures == []
 
 
@@ -232,7 +248,7 @@ def test_report_survives_the_loss_of_nearly_everything(comparison, tmp_path):
     assert "no multi-task method has a result" in text
 
 
-# Machado, Oliveira, Fernandes, "A physiologically-based model for simulation of color vision deficiency", 2009, severity 1
+# Machado, Oliveira, Fernandes, "A physiologically-based model for simulation of color vision deficiency", 2009
 DEFICIENCY = {
     "none": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
@@ -246,7 +262,10 @@ def lab(color, deficiency):
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in srgb]
     seen = [min(max(sum(m * c for m, c in zip(row, linear, strict=True)), 0), 1) for row in DEFICIENCY[deficiency]]
     to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
-    xyz = [sum(m * c for m, c in zip(row, seen, strict=True)) / w for row, w in zip(to_xyz, (0.9505, 1, 1.089), strict=True)]
+    xyz = [
+        sum(m * c for m, c in zip(row, seen, strict=True)) / w
+        for row, w in zip(to_xyz, (0.9505, 1, 1.089), strict=True)
+    ]
     f = [t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz]
     return (116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2]))
 

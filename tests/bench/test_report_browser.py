@@ -10,10 +10,15 @@ from counterpoint.bench.report import write_report
 
 pytestmark = pytest.mark.browser
 
-ARGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,15 @@ def open_page(browser, address):
     assert all(url.startswith(("file://", "data:")) for url in requests)
 
 
+def until(page, expression):
+    """Wait for an expression to hold; Playwright's own way needs eval, which the report forbids."""
+    for _ in range(100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(30)
+    raise AssertionError(f"never came true: {expression}")
+
+
 def column(page, index, reading="final"):
     return page.eval_on_selector_all(
         f'#results tbody[data-reading="{reading}"] tr',
@@ -77,7 +91,9 @@ def test_every_figure_is_drawn_and_nothing_hostile_ran(open_page, comparison):
     for plot in plots:
         assert page.locator(f"#figure-{plot} svg.main-svg").count() >= 1
         assert drawn_points(page, plot) >= 3, plot
-    finite = [spread for row in comparison.rows for r in (row.final, row.equal_time) if r for spread in [r.delta["tasks"]]]
+    finite = [
+        spread for row in comparison.rows for r in (row.final, row.equal_time) if r for spread in [r.delta["tasks"]]
+    ]
     assert drawn_points(page, "delta") == sum(len(spread.finite) + 1 for spread in finite)
     assert page.evaluate("window.boom") is None
     assert page.locator("main img").count() == 0
@@ -121,13 +137,12 @@ def test_tooltip_of_a_curve_shows_a_hostile_name_as_text(open_page, comparison, 
     assert float(re.search(r"epoch 10(?P<value>\d+\.\d+) ?%", shown)["value"]) == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("way", ["mouse", "Enter", "Space"])
-def test_headings_sort_both_ways_by_number(open_page, comparison, way):
+def test_headings_sort_both_ways_by_number(open_page, comparison):
     page = open_page()
     names = page.locator("#results thead tr").last.locator("th")
     index = next(i for i in range(names.count()) if "abs_err" in names.nth(i).text_content())
 
-    def act():
+    def act(way):
         button = names.nth(index).locator("button")
         if way == "mouse":
             button.click()
@@ -144,10 +159,11 @@ def test_headings_sort_both_ways_by_number(open_page, comparison, way):
         assert len(values) == len(comparison.rows) - 1
         assert found[-1] == ""  # the failed method is last either way
 
-    act()
-    check("ascending")  # lower is better, so the best is on top first
-    act()
-    check("descending")
+    for way in ("mouse", "Enter", "Space"):
+        act(way)
+        check("ascending")  # lower is better, so the best is on top first
+        act(way)
+        check("descending")
 
 
 def test_numbers_are_not_sorted_as_text(open_page):
@@ -159,7 +175,9 @@ def test_numbers_are_not_sorted_as_text(open_page):
     assert found == sorted(found, key=float)
     page.evaluate(
         """(index) => [...document.querySelectorAll('#results tbody[data-reading="final"] tr')]
-             .forEach((row, place) => { row.children[index].dataset.sort = ["9", "10", "-2", "1e3", "", "nan".slice(3)][place % 6]; })""",
+             .forEach((row, place) => {
+               row.children[index].dataset.sort = ["9", "10", "-2", "1e3", "", ""][place % 6];
+             })""",
         index,
     )
     names.nth(index).locator("button").click()
@@ -179,7 +197,7 @@ def test_reading_switch_changes_table_and_figures(open_page, comparison):
     index = comparison.rows.index(row)
     read = f"document.getElementById('figure-change-0').data.find((t) => t.meta.method === {index}).x"
     assert page.evaluate(read) == pytest.approx(row.final.change["seg"].values, rel=1e-6)
-    page.get_by_text("at equal wall-clock", exact=True).first.click()
+    page.get_by_label("at equal wall-clock").check()
     assert page.locator('tbody[data-reading="equal_time"]').is_visible()
     assert page.locator('tbody[data-reading="final"]').is_hidden()
     after = page.locator('tbody[data-reading="equal_time"] tr').first.locator("td").first.text_content()
@@ -194,14 +212,14 @@ def test_axis_switch_and_legend_change_the_curves(open_page, comparison):
     page = open_page()
     last = "document.getElementById('figure-curve-0').data[3].x.at(-1)"
     assert page.evaluate(last) == 20
-    page.get_by_text("training seconds", exact=True).click()
+    page.get_by_label("training seconds").check()
     run = next(run for run in comparison.runs if run.method == "equal")
     assert page.evaluate(last) == pytest.approx(run.history[-1]["train_seconds"], rel=1e-6)
     before = drawn_points(page, "curve-0"), drawn_points(page, "cosine-0"), drawn_points(page, "delta")
     page.locator('#section-curves .chip[data-method="1"]').click()
     assert page.locator('.chip[data-method="1"][aria-pressed="false"]').count() == 3
     after = drawn_points(page, "curve-0"), drawn_points(page, "cosine-0"), drawn_points(page, "delta")
-    assert after[0] == before[0] - 2 - 2 * 0
+    assert after[0] == before[0] - len(comparison.seeds) - 1  # a line per seed and their mean
     assert after[1] < before[1]
     assert after[2] == before[2]
 
@@ -216,15 +234,18 @@ def test_page_never_scrolls_sideways_but_the_table_does(open_page, width):
     before = head.bounding_box()["x"]
     box.evaluate("(box) => { box.scrollLeft = 300; }")
     assert head.bounding_box()["x"] == pytest.approx(before, abs=2)  # the first column stays
-    widths = page.eval_on_selector_all(".plot svg.main-svg", "(all) => all.map((svg) => svg.getBoundingClientRect().right)")
+    widths = page.eval_on_selector_all(
+        ".plot svg.main-svg", "(all) => all.map((svg) => svg.getBoundingClientRect().right)"
+    )
     assert max(widths) <= width
 
 
 def test_figures_follow_the_window(open_page):
     page = open_page(1280)
     page.set_viewport_size({"width": 390, "height": 800})
-    page.wait_for_function(
-        "[...document.querySelectorAll('.plot svg.main-svg')].every((svg) => svg.getBoundingClientRect().right <= 390)"
+    until(
+        page,
+        "[...document.querySelectorAll('.plot svg.main-svg')].every((svg) => svg.getBoundingClientRect().right <= 390)",
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -234,16 +255,18 @@ def test_print_hides_controls_opens_details_and_makes_a_pdf(open_page, tmp_path)
     assert page.locator("details[open]").count() == 0
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 1032, "height": 700})
-    page.wait_for_function("document.querySelectorAll('details[open]').length === 2")
+    until(page, "document.querySelectorAll('details[open]').length === 2")
     assert all(not control.is_visible() for control in page.locator(".controls").all())
     assert page.locator(".modebar").first.is_hidden()
     assert all(page.locator(f'tbody[data-reading="{reading}"]').is_visible() for reading in ("final", "equal_time"))
     assert page.get_by_text("python: 3.12.3").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    right = page.eval_on_selector_all(".plot svg.main-svg", "(all) => all.map((svg) => svg.getBoundingClientRect().right)")
+    right = page.eval_on_selector_all(
+        ".plot svg.main-svg", "(all) => all.map((svg) => svg.getBoundingClientRect().right)"
+    )
     assert max(right) <= 1032
     page.emulate_media(media="screen")
-    page.wait_for_function("document.querySelectorAll('details[open]').length === 0")
+    until(page, "document.querySelectorAll('details[open]').length === 0")
     pdf = page.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF-")
     pages = len(re.findall(rb"/Type\s*/Page\b", pdf))

@@ -32,7 +32,10 @@ def test_csv_has_every_number_of_the_records(comparison, csv_lines):
     checked = 0
     for line, row in zip(csv_lines, [row for row in comparison.rows for _ in range(2)], strict=True):
         reading = row.final if line["reading"] == "final" else row.equal_time
-        spreads = {f"cost/{name}": getattr(row, name) for name in ("step_ms", "train_seconds", "peak_memory_mb", "num_backward")}
+        spreads = {
+            f"cost/{name}": getattr(row, name)
+            for name in ("step_ms", "train_seconds", "peak_memory_mb", "num_backward")
+        }
         if reading is not None:
             spreads |= {f"delta_m_{name}": spread for name, spread in reading.delta.items()}
             spreads |= {f"change/{task}": spread for task, spread in reading.change.items()}
@@ -122,7 +125,7 @@ def test_tex_caption_states_conventions_and_seeds(comparison, tmp_path):
     assert r"abs\_err (m) $\downarrow$" in text
 
 
-def test_tex_escapes_everything_special(comparison, synthetic, tmp_path):
+def test_tex_escapes_everything_special(comparison, tmp_path):
     assert escape_tex("a_b & 50% #1 ${x}^~\\\n<y>") == (
         r"a\_b \& 50\% \#1 \$\{x\}\textasciicircum{}\textasciitilde{}\textbackslash{} \textless{}y\textgreater{}"
     )
@@ -130,7 +133,9 @@ def test_tex_escapes_everything_special(comparison, synthetic, tmp_path):
     body = text.split("\n", 1)[1]
     assert not re.search(r"(?<!\\)[%#]", body)  # a bare % would comment out the rest of the line
     row = next(line for line in body.splitlines() if "img src" in line)
-    assert row.count(" & ") == next(line for line in body.splitlines() if line.strip().startswith("cagrad")).count(" & ")
+    assert row.count(" & ") == next(line for line in body.splitlines() if line.strip().startswith("cagrad")).count(
+        " & "
+    )
     unescaped = re.sub(r"\\.", "", body)
     assert unescaped.count("{") == unescaped.count("}")
     assert unescaped.count("$") % 2 == 0
@@ -141,7 +146,9 @@ def test_single_seed_has_no_spread(comparison, tmp_path):
         if isinstance(value, Spread):
             return Spread(value.values[:1])
         if dataclasses.is_dataclass(value):
-            return dataclasses.replace(value, **{f.name: cut(getattr(value, f.name)) for f in dataclasses.fields(value)})
+            return dataclasses.replace(
+                value, **{f.name: cut(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            )
         return {key: cut(own) for key, own in value.items()} if isinstance(value, dict) else value
 
     rows = tuple(dataclasses.replace(cut(row), errors={}) for row in comparison.rows if row.method != "broken")
@@ -172,7 +179,7 @@ def test_terminal_table_fits_and_keeps_the_essential(synthetic, width):
     assert ("miou" in header) == ("Memory" in header) == (width > 200)
 
 
-def test_terminal_table_shows_hostile_text_literally(comparison, synthetic):
+def test_terminal_table_shows_hostile_text_literally(comparison):
     console = Console(width=400, file=io.StringIO(), force_terminal=False)
     print_table(comparison, console)
     out = console.file.getvalue()

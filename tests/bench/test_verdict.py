@@ -26,7 +26,9 @@ def with_rows(made, deltas):
         row = next(row for row in made.rows if row.method == method)
         equal = deltas.get("equal", values)
         against = Spread(tuple(a - b for a, b in zip(values, equal, strict=True)))
-        final = dataclasses.replace(row.final, delta={**row.final.delta, "tasks": Spread(values)}, against_equal=against)
+        final = dataclasses.replace(
+            row.final, delta={**row.final.delta, "tasks": Spread(values)}, against_equal=against
+        )
         rows.append(dataclasses.replace(row, final=final))
     return dataclasses.replace(made, rows=tuple(rows))
 
@@ -34,12 +36,14 @@ def with_rows(made, deltas):
 @pytest.mark.parametrize(
     ("deltas", "has", "has_not"),
     [
-        ({"equal": (1, 2, 3), "cagrad": (3, 4.5, 5)}, ["cagrad has the highest", "clearly better", "+4.2 ± 1.0 % over 3 seeds", "+2.2 ± 0.3 percentage points"], ["below", "no method"]),
-        ({"equal": (1, 2, 3), "cagrad": (5, 1, 2)}, ["no method is clearly better", "cagrad has the highest", "not larger"], []),
-        ({"equal": (1, 2, 3), "cagrad": (0, 1, 2)}, ["no method is clearly better", "which has the highest mean delta_m itself"], []),
+        ({"equal": (1, 2, 3), "cagrad": (3, 4.5, 5)}, ["cagrad has the highest", "clearly better",
+          "+4.2 ± 1.0 % over 3 seeds", "+2.2 ± 0.3 percentage points"], ["below", "no method"]),
+        ({"equal": (1, 2, 3), "cagrad": (5, 1, 2)}, ["no method is clearly better", "cagrad has", "not larger"], []),
+        ({"equal": (1, 2, 3), "cagrad": (0, 1, 2)}, ["no method is clearly better", "highest mean delta_m itself"], []),
         ({"equal": (-4, -5, -3), "cagrad": (-2, -3, -1)}, ["cagrad has", "still below the single-task networks"], []),
         # the best mean is noise, the second is steady
-        ({"equal": (1, 2, 3), "cagrad": (9, -1, 2), "pcgrad": (2, 3, 4)}, ["cagrad has the highest", "clearly better than equal weighting: pcgrad"], ["no method"]),
+        ({"equal": (1, 2, 3), "cagrad": (9, -1, 2), "pcgrad": (2, 3, 4)},
+         ["cagrad has the highest", "clearly better than equal weighting: pcgrad"], ["no method"]),
         ({"equal": (1, NAN, NAN), "cagrad": (3, NAN, NAN)}, ["fewer than two seeds", "1 of 3 seeds"], []),
         ({"cagrad": (3, 4, 5)}, ["equal weighting has no result"], ["clearly"]),
         ({"equal": (1, 2, 3)}, ["only equal weighting"], ["clearly"]),
@@ -78,8 +82,8 @@ def test_clear_needs_two_seeds_and_more_than_the_spread(values):
         ((12.0, 15.0, 19.0), 1, "15.3 ± 3.5"),
         ((3000.0, 3000.0, 3000.0), 0, "3000 ± 0"),
         ((0.02671,), 5, "0.02671"),
-        ((-1.25, NAN), 3, "−1.250"),
-        ((NAN, NAN), 0, "–"),
+        ((-1.25, NAN), 3, "\u22121.250"),
+        ((NAN, NAN), 0, "\u2013"),
     ],
 )
 def test_digits_follow_the_spread(values, decimals, text):

@@ -7,7 +7,6 @@ from counterpoint.bench.numbers import choose_decimals
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread, TaskInfo
 
-
 COST = "Cost"
 
 
@@ -53,7 +52,7 @@ class Column:
         return min(self.max_decimals, choose_decimals(spread for spread in found if spread is not None))
 
     def best(self, comparison: Comparison, reading: str) -> set[str]:
-        """Return the multi-task methods with the best mean as it is written, ties included; none for costs and for one."""
+        """Return the multi-task methods with the best mean as it is written, with ties; none for costs."""
         decimals = self.decimals(comparison)
         found = {row.method: self.of(row, reading) for row in comparison.rows if row.method != SINGLE_TASK}
         means = {method: round(spread.mean, decimals) for method, spread in found.items() if spread is not None}
@@ -155,7 +154,8 @@ def cost_columns(comparison: Comparison) -> list[Column]:
         Column(
             group,
             "Train",
-            "Time of all training steps, without evaluation and monitoring; summed over tasks for single-task networks.",
+            "Time of all training steps, without evaluation and monitoring; summed over tasks for single-task "
+            "networks.",
             lambda row, _reading: row.train_seconds,
             "s",
             higher_is_better=False,
@@ -188,7 +188,13 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             higher_is_better=False,
             max_decimals=0,
         ),
-        Column(group, "Epochs", "Epochs that had ended at this reading.", _read(lambda reading: reading.epochs), max_decimals=1),
+        Column(
+            group,
+            "Epochs",
+            "Epochs that had ended at this reading.",
+            _read(lambda reading: reading.epochs),
+            max_decimals=1,
+        ),
     ]
 
 

@@ -206,8 +206,10 @@ def delta_section(comparison: Comparison) -> Section:
         ),
     )
     caption = (
-        "Every dot is one seed and the bar is their mean. Filled, upper: at the end of training. Hollow, lower: at equal "
-        "wall-clock. The solid line is the single-task networks (0 %), the dotted line the mean of equal weighting at the end."
+        "Every dot is one seed and the bar is their mean. Filled, upper: at the end of training. Hollow, lower: at "
+        "equal "
+        "wall-clock. The solid line is the single-task networks (0 %), the dotted line the mean of equal weighting "
+        "at the end."
     )
     return Section("delta", "\u0394m of every method and seed", caption, [figure])
 
@@ -230,7 +232,7 @@ def change_section(comparison: Comparison) -> Section:
             Figure(
                 key=f"change-{number}",
                 title=task.name,
-                label=f"Dot plot of the change of task {task.name} against its single-task network, per cent, per method.",
+                label=f"Dot plot of the change of task {task.name} against its single-task network, in per cent.",
                 data=variants["final"]["data"],
                 layout=layout(
                     axis("change, %   (better \u2192)"),
@@ -243,8 +245,10 @@ def change_section(comparison: Comparison) -> Section:
             )
         )
     caption = (
-        "Mean relative change of the task's metrics against its single-task network with the same seed, positive is better. "
-        "Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; methods in the order "
+        "Mean relative change of the task's metrics against its single-task network with the same seed, positive is "
+        "better. "
+        "Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; methods in "
+        "the order "
         "of the first figure."
     )
     return Section("change", "Which tasks gain and which pay", caption, figures)
@@ -259,14 +263,17 @@ def cost_section(comparison: Comparison) -> Section:
         cost = relative_time(comparison, row) if relative else row.train_seconds
         if row.final is not None and cost.finite and row.final.delta["tasks"].finite:
             points.append((index, cost, row.final.delta["tasks"]))
-    data = [_cost_point(comparison.rows[index], index, styles[index], cost, delta, relative) for index, cost, delta in points]
+    data = [
+        _cost_point(comparison.rows[index], index, styles[index], cost, delta, relative)
+        for index, cost, delta in points
+    ]
     costs = [cost.mean for _, cost, _ in points]
     wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 8  # a linear axis would crush the cheap ones
     unit = "training time, \u00d7 equal weighting" if relative else "training time, s"
     figure = Figure(
         key="cost",
         title="",
-        label="Scatter plot of training time relative to equal weighting against delta_m (tasks), one marker per method.",
+        label="Scatter plot of training time relative to equal weighting against delta_m (tasks), by method.",
         data=data,
         layout=layout(
             axis(f"{unit}   (\u2190 cheaper)", type="log" if wide else "linear", showline=True),
@@ -278,15 +285,14 @@ def cost_section(comparison: Comparison) -> Section:
     )
     caption = (
         "Mean over seeds; the whiskers are one sample standard deviation. Named, where there is "
-        "room, are the baselines and the methods that no other beats in both mean time and mean \u0394m. Single-task time is the sum over the tasks' networks. Hover for "
+        "room, are the baselines and the methods that no other beats in both mean time and mean \u0394m. Single-task "
+        "time is the sum over the tasks' networks. Hover for "
         "step time, memory and backward passes."
     )
     return Section("cost", "What it costs", caption, [figure], legend=True)
 
 
-def _cost_point(
-    row: MethodRow, index: int, style: MethodStyle, cost: Spread, delta: Spread, relative: bool
-) -> Trace:
+def _cost_point(row: MethodRow, index: int, style: MethodStyle, cost: Spread, delta: Spread, relative: bool) -> Trace:
     """Return one marker with whiskers."""
     facts = [
         f"<b>{escape(row.method)}</b>",
@@ -340,7 +346,8 @@ def _frontier_labels(
     for index in [*baselines, *sorted(set(places) - beaten - set(baselines), key=lambda i: -places[i][1])]:
         x, y = places[index]
         near = any(
-            abs(x - places[other][0]) < 0.15 * spans[0] and abs(y - places[other][1]) < 0.08 * spans[1] for other in labels
+            abs(x - places[other][0]) < 0.15 * spans[0] and abs(y - places[other][1]) < 0.08 * spans[1]
+            for other in labels
         )
         if near:
             continue  # two names on top of each other are none; the tooltip and the legend have it

@@ -14,8 +14,8 @@ HUGE = 1e6  # from here on fixed notation says nothing more than the power of te
 def choose_decimals(spreads: Iterable[Spread]) -> int:
     """Return how many decimals a column needs: as many as its typical spread supports, at most five digits in all.
 
-    Two digits of the median standard deviation where they begin with 1 to 3, else one (a relative error of the spread of at
-    most a sixth). Without a spread (one seed) four significant digits of the typical value; none if all are whole numbers.
+    Two digits of the median standard deviation where it begins with 1 to 3, else one. Without a spread (one seed) four
+    significant digits of the typical value; none if all are whole numbers.
     """
     spreads = list(spreads)
     values = [value for spread in spreads for value in spread.finite]

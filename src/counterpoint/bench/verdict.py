@@ -8,7 +8,8 @@ from counterpoint.bench.results import Comparison, Reading, Spread
 RULE = (
     "Rule: a method counts as clearly better than equal weighting if the mean over seeds of its paired difference of "
     "delta_m (same seed) is positive and larger than the sample standard deviation of that difference, "
-    "with two or more seeds. This is a description of these seeds and not a significance test; the best of many methods "
+    "with two or more seeds. This is a description of these seeds and not a significance test; the best of many "
+    "methods "
     "is also in part the luckiest."
 )
 
@@ -37,7 +38,9 @@ def verdict(comparison: Comparison, reading: str = "final") -> str:
     decimals = max(1, summary_columns()[0].decimals(comparison))  # as in the table
     value = _delta(readings[best], len(comparison.seeds), decimals)
     if EQUAL not in readings:
-        return f"{start}{best} has the highest mean delta_m, {value}, but equal weighting has no result to compare with."
+        return (
+            f"{start}{best} has the highest mean delta_m, {value}, but equal weighting has no result to compare with."
+        )
     if len(readings) == 1:
         return f"{start}only equal weighting has a result: delta_m {value}."
     clear = [method for method, own in readings.items() if method != EQUAL and is_clear(own.against_equal)]
@@ -56,16 +59,19 @@ def _judge(best: str, value: str, readings: dict[str, Reading], clear: list[str]
         )
     if all(len(own.against_equal.finite) < 2 for own in readings.values()):
         return (
-            f"{best} has the highest delta_m, {value}{below}; with fewer than two seeds there is no spread, so no method "
+            f"{best} has the highest delta_m, {value}{below}; with fewer than two seeds there is no spread, so no "
+            f"method "
             "can be called clearly better than equal weighting."
         )
     if clear:
         named = ", ".join(f"{method} ({_points(readings[method], decimals)})" for method in clear)
         return f"{best} has the highest mean delta_m, {value}{below}; clearly better than equal weighting: {named}."
     if best == EQUAL:
-        return f"no method is clearly better than equal weighting, which has the highest mean delta_m itself, {value}{below}."
+        itself = f"has the highest mean delta_m itself, {value}{below}"
+        return f"no method is clearly better than equal weighting, which {itself}."
     return (
-        f"no method is clearly better than equal weighting: {best} has the highest mean delta_m, {value}{below}, but its "
+        f"no method is clearly better than equal weighting: {best} has the highest mean delta_m, {value}{below}, but "
+        f"its "
         f"paired difference, {_points(readings[best], decimals)}, is not larger than its spread over seeds."
     )
 
