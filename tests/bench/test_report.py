@@ -126,6 +126,16 @@ def test_hostile_text_is_text(comparison, page, source, synthetic):
         assert hostile in text
 
 
+def test_hostile_units_do_not_break_out_of_the_payload(comparison, tmp_path):
+    first = dataclasses.replace(comparison.tasks[0], units={"miou": "</script><img src=x>"})
+    made = dataclasses.replace(comparison, tasks=(first, *comparison.tasks[1:]))
+    page = Page(write_report(made, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.scripts) == 3
+    assert not [attrs for tag, attrs in page.tags if tag == "img"]
+    payload = json.loads("".join(page.scripts[0][1]))
+    assert any("</script><img src=x>" in figure["title"] for figure in payload["figures"])
+
+
 def test_payload_is_json_without_nan(page):
     attrs, text = page.scripts[0]
     assert attrs["type"] == "application/json"

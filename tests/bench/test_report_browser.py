@@ -108,13 +108,13 @@ def test_hovering_shows_the_exact_value(open_page, comparison):
     point = page.locator("#figure-delta .scatterlayer .trace").nth(position).locator(".point").nth(1)
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2 + 30, box["y"] + 30)
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
-    page.wait_for_selector("#figure-delta .hoverlayer .hovertext")
-    shown = page.locator("#figure-delta .hoverlayer .hovertext").text_content()
     value = comparison.rows[index].final.delta["tasks"].values[1]
+    for shift in range(30, -1, -1):  # approach the point; plotly shows a tooltip a moment after the mouse has moved
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + shift)
+        page.wait_for_timeout(60 if shift < 3 else 5)
+    until(page, "document.querySelector('#figure-delta .hoverlayer .hovertext')?.textContent.includes('seed 1')")
+    shown = page.locator("#figure-delta .hoverlayer .hovertext").text_content()
     assert "cagrad" in shown
-    assert "seed 1" in shown
     assert format_exact(value, signed=True) in shown
 
 

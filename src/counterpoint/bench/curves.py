@@ -42,8 +42,6 @@ def _curve_figure(comparison: Comparison, number: int, task: TaskInfo) -> Figure
     unit = task.units.get(metric, "")
 
     def read(run: RunRecord) -> list[Point]:
-        if run.task not in (None, task.name):
-            return []
         points = []
         for entry in run.history:
             value = entry.get("val", {}).get(task.name, {}).get(metric)
