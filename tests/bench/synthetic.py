@@ -1,4 +1,4 @@
-"""A made-up comparison with everything that the outputs must survive; its numbers follow the definitions, not the code."""
+"""A made-up comparison with everything that the outputs must survive; numbers follow the definitions, not the code."""
 
 import math
 import random

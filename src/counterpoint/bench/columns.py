@@ -7,6 +7,8 @@ from counterpoint.bench.numbers import choose_decimals
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread, TaskInfo
 
+COST = "Cost"
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -50,11 +52,11 @@ class Column:
         return min(self.max_decimals, choose_decimals(spread for spread in found if spread is not None))
 
     def best(self, comparison: Comparison, reading: str) -> set[str]:
-        """Return the multi-task methods with the best mean as it is written, ties included; none without a contest."""
+        """Return the multi-task methods with the best mean as it is written, with ties; none for costs."""
         decimals = self.decimals(comparison)
         found = {row.method: self.of(row, reading) for row in comparison.rows if row.method != SINGLE_TASK}
         means = {method: round(spread.mean, decimals) for method, spread in found.items() if spread is not None}
-        if self.higher_is_better is None or len(means) < 2:
+        if self.higher_is_better is None or self.group == COST or len(means) < 2:
             return set()
         top = max(means.values()) if self.higher_is_better else min(means.values())
         return {method for method, mean in means.items() if mean == top}
@@ -138,7 +140,7 @@ def metric_columns(task: TaskInfo) -> list[Column]:
 
 def cost_columns(comparison: Comparison) -> list[Column]:
     """Return the columns of measured cost, which do not depend on the reading, and the epochs read."""
-    group = "Cost"
+    group = COST
     return [
         Column(
             group,
@@ -152,10 +154,12 @@ def cost_columns(comparison: Comparison) -> list[Column]:
         Column(
             group,
             "Train",
-            "Time of all training steps, without evaluation and monitoring; summed over tasks for single-task networks.",
+            "Time of all training steps, without evaluation and monitoring; summed over tasks for single-task "
+            "networks.",
             lambda row, _reading: row.train_seconds,
             "s",
             higher_is_better=False,
+            max_decimals=1,
         ),
         Column(
             group,
@@ -164,6 +168,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.step_ms,
             "ms",
             higher_is_better=False,
+            max_decimals=2,
         ),
         Column(
             group,
@@ -172,6 +177,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.peak_memory_mb,
             "MB",
             higher_is_better=False,
+            max_decimals=1,
         ),
         Column(
             group,
@@ -180,8 +186,15 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             lambda row, _reading: row.num_backward,
             "passes",
             higher_is_better=False,
+            max_decimals=0,
         ),
-        Column(group, "Epochs", "Epochs that had ended at this reading.", _read(lambda reading: reading.epochs)),
+        Column(
+            group,
+            "Epochs",
+            "Epochs that had ended at this reading.",
+            _read(lambda reading: reading.epochs),
+            max_decimals=1,
+        ),
     ]
 
 

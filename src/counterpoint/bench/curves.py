@@ -21,13 +21,17 @@ Reader = Callable[[RunRecord], list[Point]]
 def curves_section(comparison: Comparison) -> Section:
     """Return the primary validation metric of each task over epochs and over training seconds."""
     figures = [
-        figure for number, task in enumerate(comparison.tasks) if (figure := _curve_figure(comparison, number, task)).data
+        figure
+        for number, task in enumerate(comparison.tasks)
+        if (figure := _curve_figure(comparison, number, task)).data
     ]
     caption = (
-        "Primary metric of each task on the validation split. Bold: mean over the seeds whose run was finished, drawn while "
+        "Primary metric of each task on the validation split. Bold: mean over the seeds whose run was finished, "
+        "drawn while "
         "all of them have a value; faint: the seeds. "
-        "Over training seconds, the mean is placed at the mean time of the seeds at that epoch. The single-task curve is "
-        "that of the task's own network, with its own time. Click a name to hide or show a method in all figures with a legend."
+        "Over training seconds, the mean is placed at the mean time of the seeds at that epoch. The single-task "
+        "curve is "
+        "that of the task's own network, with its own time."
     )
     return Section("curves", "Validation over training", caption, figures, legend=True, axis_switch=True)
 
@@ -38,8 +42,6 @@ def _curve_figure(comparison: Comparison, number: int, task: TaskInfo) -> Figure
     unit = task.units.get(metric, "")
 
     def read(run: RunRecord) -> list[Point]:
-        if run.task not in (None, task.name):
-            return []
         points = []
         for entry in run.history:
             value = entry.get("val", {}).get(task.name, {}).get(metric)
@@ -82,8 +84,10 @@ def cosine_section(comparison: Comparison) -> Section:
         if (figure := _cosine_figure(comparison, number, title, pick)).data
     ]
     caption = (
-        "Cosine of the angle between task gradients on the shared parameters. Below the zero line (shaded) the tasks conflict: a step that "
-        "helps one hurts the other. Bold: mean over the seeds whose run was finished; faint: the seeds. Recorded now and then, on single batches."
+        "Cosine of the angle between task gradients on the shared parameters. Below the zero line (shaded) the tasks "
+        "conflict: a step that "
+        "helps one hurts the other. Bold: mean over the seeds whose run was finished; faint: the seeds. Recorded now "
+        "and then, on single batches."
     )
     if not figures:
         caption = "No gradient cosines were recorded in these runs."
@@ -129,7 +133,7 @@ def _cosine_figure(
     return Figure(
         key=f"cosine-{number}",
         title=title,
-        label=f"Line plot of the gradient cosine, {title}, over training, one line per method, with the zero line marked.",
+        label=f"Line plot of the gradient cosine, {title}, over training, one line per method, zero line marked.",
         data=data,
         layout=layout(
             axis("epoch", showline=False),
@@ -155,9 +159,7 @@ def _method_curves(
         mean = _mean_points(done)
         for kind, points, seed_labels in (("seeds", seeds[0], seeds[1]), ("mean", mean, [])):
             traces.append(_curve(row.method, index, style, kind, points, places[0], unit, seed_labels))
-            overrides.append(
-                {"x": _positions(points, places[-1]), "hovertemplate": _template(kind, places[-1], unit)}
-            )
+            overrides.append({"x": _positions(points, places[-1]), "hovertemplate": _template(kind, places[-1], unit)})
     return traces, overrides
 
 

@@ -109,7 +109,7 @@ def line_shape(orientation: str, at: float, dash: str = "solid") -> dict[str, An
         f"{other}1": 1,
         f"{other}ref": "paper",
         "line": {"color": ZERO, "width": 1.2, "dash": dash},
-        "layer": "below",
+        "layer": "between",  # above the grid, which would pale it
     }
 
 
@@ -206,8 +206,10 @@ def delta_section(comparison: Comparison) -> Section:
         ),
     )
     caption = (
-        "Every dot is one seed and the bar is their mean. Filled, upper: at the end of training. Hollow, lower: at equal "
-        "wall-clock. The solid line is the single-task networks (0 %), the dotted line the mean of equal weighting at the end."
+        "Every dot is one seed and the bar is their mean. Filled, upper: at the end of training. Hollow, lower: at "
+        "equal "
+        "wall-clock. The solid line is the single-task networks (0 %), the dotted line the mean of equal weighting "
+        "at the end."
     )
     return Section("delta", "\u0394m of every method and seed", caption, [figure])
 
@@ -230,10 +232,10 @@ def change_section(comparison: Comparison) -> Section:
             Figure(
                 key=f"change-{number}",
                 title=task.name,
-                label=f"Dot plot of the change of task {task.name} against its single-task network, per cent, per method.",
+                label=f"Dot plot of the change of task {task.name} against its single-task network, in per cent.",
                 data=variants["final"]["data"],
                 layout=layout(
-                    axis("change against single-task, %   (better \u2192)"),
+                    axis("change, %   (better \u2192)"),
                     _method_axis(comparison, order),
                     height=max(200, 70 + 27 * len(order)),
                     shapes=[line_shape("x", 0.0)],
@@ -243,8 +245,10 @@ def change_section(comparison: Comparison) -> Section:
             )
         )
     caption = (
-        "Mean relative change of the task's metrics against its single-task network with the same seed, positive is better. "
-        "Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; methods in the order "
+        "Mean relative change of the task's metrics against its single-task network with the same seed, positive is "
+        "better. "
+        "Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; methods in "
+        "the order "
         "of the first figure."
     )
     return Section("change", "Which tasks gain and which pay", caption, figures)
@@ -259,14 +263,17 @@ def cost_section(comparison: Comparison) -> Section:
         cost = relative_time(comparison, row) if relative else row.train_seconds
         if row.final is not None and cost.finite and row.final.delta["tasks"].finite:
             points.append((index, cost, row.final.delta["tasks"]))
-    data = [_cost_point(comparison.rows[index], index, styles[index], cost, delta, relative) for index, cost, delta in points]
+    data = [
+        _cost_point(comparison.rows[index], index, styles[index], cost, delta, relative)
+        for index, cost, delta in points
+    ]
     costs = [cost.mean for _, cost, _ in points]
     wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 8  # a linear axis would crush the cheap ones
     unit = "training time, \u00d7 equal weighting" if relative else "training time, s"
     figure = Figure(
         key="cost",
         title="",
-        label="Scatter plot of training time relative to equal weighting against delta_m (tasks), one marker per method.",
+        label="Scatter plot of training time relative to equal weighting against delta_m (tasks), by method.",
         data=data,
         layout=layout(
             axis(f"{unit}   (\u2190 cheaper)", type="log" if wide else "linear", showline=True),
@@ -277,16 +284,15 @@ def cost_section(comparison: Comparison) -> Section:
         ),
     )
     caption = (
-        "Mean over seeds; the whiskers are one sample standard deviation. Named are the methods that no other method beats in "
-        "both mean time and mean \u0394m, and the baselines. Single-task time is the sum over the tasks' networks. Hover for "
+        "Mean over seeds; the whiskers are one sample standard deviation. Named, where there is "
+        "room, are the baselines and the methods that no other beats in both mean time and mean \u0394m. Single-task "
+        "time is the sum over the tasks' networks. Hover for "
         "step time, memory and backward passes."
     )
     return Section("cost", "What it costs", caption, [figure], legend=True)
 
 
-def _cost_point(
-    row: MethodRow, index: int, style: MethodStyle, cost: Spread, delta: Spread, relative: bool
-) -> Trace:
+def _cost_point(row: MethodRow, index: int, style: MethodStyle, cost: Spread, delta: Spread, relative: bool) -> Trace:
     """Return one marker with whiskers."""
     facts = [
         f"<b>{escape(row.method)}</b>",
@@ -328,27 +334,30 @@ def _frontier_labels(
     comparison: Comparison, points: list[tuple[int, Spread, Spread]], *, log: bool
 ) -> list[dict[str, Any]]:
     """Return the names of the baselines and of the methods that none beats in both time and delta_m."""
-    labels = []
-    for index, cost, delta in points:
-        row = comparison.rows[index]
-        beaten = any(
-            other_cost.mean <= cost.mean
-            and other_delta.mean >= delta.mean
-            and (other_cost.mean < cost.mean or other_delta.mean > delta.mean)
-            for _, other_cost, other_delta in points
+    places = {index: (math.log10(cost.mean) if log else cost.mean, delta.mean) for index, cost, delta in points}
+    spans = [max(axis) - min(axis) or 1.0 for axis in zip(*places.values(), strict=True)]
+    beaten = {
+        index
+        for index, (cost, delta) in places.items()
+        if any(c <= cost and d >= delta and (c < cost or d > delta) for c, d in places.values())
+    }
+    baselines = [index for index in places if comparison.rows[index].method in (EQUAL, SINGLE_TASK)]
+    labels: dict[int, dict[str, Any]] = {}
+    for index in [*baselines, *sorted(set(places) - beaten - set(baselines), key=lambda i: -places[i][1])]:
+        x, y = places[index]
+        near = any(
+            abs(x - places[other][0]) < 0.15 * spans[0] and abs(y - places[other][1]) < 0.08 * spans[1]
+            for other in labels
         )
-        if beaten and row.method not in (EQUAL, SINGLE_TASK):
-            continue
-        labels.append(
-            {
-                "x": math.log10(cost.mean) if log else plain(cost.mean),
-                "y": plain(delta.mean),
-                "text": short(row.method),
-                "showarrow": False,
-                "xanchor": "center",
-                "yshift": -16 if beaten else 16,
-                "bgcolor": "rgba(255,255,255,0.8)",
-                "font": {"size": 12, "color": "#24292f"},
-            }
-        )
-    return labels
+        if near:
+            continue  # two names on top of each other are none; the tooltip and the legend have it
+        labels[index] = {
+            "x": plain(x),
+            "y": plain(y),
+            "text": short(comparison.rows[index].method),
+            "showarrow": False,
+            "yshift": -16 if index in beaten else 16,
+            "bgcolor": "rgba(255,255,255,0.8)",
+            "font": {"size": 12, "color": "#24292f"},
+        }
+    return list(labels.values())

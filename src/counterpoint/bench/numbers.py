@@ -14,16 +14,14 @@ HUGE = 1e6  # from here on fixed notation says nothing more than the power of te
 def choose_decimals(spreads: Iterable[Spread]) -> int:
     """Return how many decimals a column needs: as many as its typical spread supports, at most five digits in all.
 
-    Two digits of the median standard deviation where they begin with 1 to 3, else one (a relative error of the spread of at
-    most a sixth). Without a spread (one seed) four significant digits of the typical value; none if all are whole numbers.
+    Two digits of the median standard deviation where it begins with 1 to 3, else one. Without a spread (one seed) four
+    significant digits of the typical value; none if all are whole numbers.
     """
     spreads = list(spreads)
     values = [value for spread in spreads for value in spread.finite]
-    if not values or all(value == round(value) for value in values):
-        single = all(len(spread.finite) < 2 for spread in spreads)
-        whole = all(spread.mean == round(spread.mean) for spread in spreads if spread.finite)
-        return 0 if single or whole else 1
     stds = [spread.std for spread in spreads if spread.std > 0]
+    if not values or (not stds and all(value == round(value) for value in values)):
+        return 0
     size = statistics.median(abs(value) for value in values) or max(abs(value) for value in values)
     integer_digits = math.floor(math.log10(size)) + 1
     wanted = 4 - integer_digits

@@ -24,7 +24,9 @@ def failed_runs(comparison: Comparison) -> list[tuple[str, str | None, int, str]
     ]
     known = {(method, seed) for method, _, seed, _ in failed}
     for row in comparison.rows:
-        failed += [(row.method, None, seed, text) for seed, text in row.errors.items() if (row.method, seed) not in known]
+        failed += [
+            (row.method, None, seed, text) for seed, text in row.errors.items() if (row.method, seed) not in known
+        ]
     return failed
 
 

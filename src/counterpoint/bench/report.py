@@ -122,7 +122,7 @@ def _body(comparison: Comparison, name: str) -> list[dict[str, Any]]:
             for column, places, top in zip(columns, decimals, best, strict=True)
         ]
         state = _state(comparison, row, name)
-        lines.append({"row": row, "index": index, "style": styles[index], "cells": cells, "state": state})
+        lines.append({"row": row, "style": styles[index], "cells": cells, "state": state, "errors": _errors(row)})
     return lines
 
 
@@ -139,6 +139,14 @@ def _cell(comparison: Comparison, row: MethodRow, name: str, column: Column, dec
         seeds = [f"seed {seed}: {format_exact(value, signed=column.signed)}" for seed, value in pairs]
     remark = column.remark(reading) if column.remark is not None and reading is not None else ""
     return {"text": text, "sort": repr(float(spread.mean)), "remark": remark, "title": "; ".join(seeds)}
+
+
+def _errors(row: MethodRow) -> list[tuple[str, str]]:
+    """Return (seeds, message) of the failures of a row; seeds with the same message together."""
+    seeds: dict[str, list[str]] = {}
+    for seed, message in row.errors.items():
+        seeds.setdefault(message, []).append(str(seed))
+    return [(f"seed{'s' * (len(own) > 1)} {', '.join(own)}", message) for message, own in seeds.items()]
 
 
 def _state(comparison: Comparison, row: MethodRow, name: str) -> str:

@@ -5,11 +5,12 @@ import io
 import os
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from counterpoint._optional import require
-from counterpoint.bench.columns import Column, cost_columns, metric_columns, summary_columns
+from counterpoint.bench.columns import COST, Column, cost_columns, metric_columns, summary_columns
 from counterpoint.bench.numbers import MINUS, MISSING, format_number, format_spread
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Spread
@@ -52,9 +53,9 @@ def write_csv(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     - ``change/<task>/<stat>``: per cent against the single-task network, positive is better;
     - ``metric/<task>/<metric>/<stat>``: on the test split, and ``metric/<task>/<metric>/unit``;
     - ``errors``: failed runs, as ``seed <seed>: <message>``, separated by `` | ``;
-    - measured cost, which differs from machine to machine and from run to run, and is the same at both readings: ``cost/step_ms``,
-      ``cost/train_seconds``, ``cost/relative_time`` (to equal weighting), ``cost/peak_memory_mb``, ``cost/num_backward``, each
-      with ``/<stat>``.
+    - measured cost, which differs from machine to machine and from run to run, and is the same at both readings:
+      ``cost/step_ms``, ``cost/train_seconds``, ``cost/relative_time`` (to equal weighting), ``cost/peak_memory_mb``,
+      ``cost/num_backward``, each with ``/<stat>``.
 
     A number that does not exist is ``nan``.
 
@@ -176,7 +177,9 @@ def write_tex(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     """
     summary = summary_columns()
     columns = [column for task in comparison.tasks for column in metric_columns(task)] + [summary[4], *summary[:2]]
-    groups = [rf"\multicolumn{{{len(task.higher_is_better)}}}{{c}}{{{escape_tex(task.name)}}}" for task in comparison.tasks]
+    groups = [
+        rf"\multicolumn{{{len(task.higher_is_better)}}}{{c}}{{{escape_tex(task.name)}}}" for task in comparison.tasks
+    ]
     rules, start = [], 2
     for task in comparison.tasks:
         stop = start + len(task.higher_is_better) - 1
@@ -213,7 +216,11 @@ def write_tex(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
 def _tex_heading(column: Column) -> str:
     arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[column.higher_is_better]
     unit = f" ({escape_tex(column.unit)})" if column.unit else ""
-    label = r"$\Delta_m$ " + escape_tex(column.label.split(" ")[1]) if "\u0394m" in column.label else escape_tex(column.label)
+    label = (
+        r"$\Delta_m$ " + escape_tex(column.label.split(" ")[1])
+        if "\u0394m" in column.label
+        else escape_tex(column.label)
+    )
     return f"{label}{unit}{arrow}"
 
 
@@ -229,7 +236,8 @@ def _tex_caption(comparison: Comparison) -> str:
     parts = [
         escape_tex(comparison.title).rstrip(".") + ".",
         spread,
-        r"$\Delta_m$ (tasks): mean over tasks of each task's mean relative change against its single-task network, in per cent, "
+        r"$\Delta_m$ (tasks): mean over tasks of each task's mean relative change against its single-task network, "
+        r"in per cent, "
         r"positive is better; $\Delta_m$ (metrics): flat mean over metrics with the sign turned, negative is better.",
         "Equal wall-clock: read at the training time at which equal weighting with the same seed had ended.",
         "Bold: best mean among the multi-task methods.",
@@ -247,14 +255,15 @@ def print_table(comparison: Comparison, console: Any) -> None:
         console: A ``rich.console.Console``.
     """
     summary, cost = summary_columns(), cost_columns(comparison)
-    essential = [(summary[0], "final"), (summary[0], "equal_time"), (summary[2], "final"), (summary[4], "final"), (cost[0], "final")]
-    more = [(column, "final") for column in (summary[3], summary[1], cost[2], cost[3])]
-    metrics = [(column, "final") for task in comparison.tasks for column in metric_columns(task)]
-    for chosen in ([*essential, *metrics, *more], [*essential, *more], essential):
-        table = _terminal_table(comparison, chosen)
-        wanted = console.measure(table, options=console.options.update_width(10_000)).maximum
-        if wanted <= console.width:
-            break
+    chosen = [(summary[0], "final"), (summary[0], "equal_time")]
+    chosen += [(column, "final") for column in (summary[2], summary[4], cost[0])]
+    table = _terminal_table(comparison, chosen)
+    metrics = [metric_columns(task) for task in comparison.tasks]
+    for extra in ([summary[3]], *metrics, [summary[1]], [cost[2]], [cost[3]]):
+        wider = _terminal_table(comparison, [*chosen, *((column, "final") for column in extra)])
+        if console.measure(wider, options=console.options.update_width(10_000)).maximum <= console.width:
+            table = wider
+            chosen += [(column, "final") for column in extra]
     text = require("rich.text", extra="bench").Text
     console.print(table)
     console.print(text(_printable(verdict(comparison)), style="bold"))
@@ -272,7 +281,8 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
     rich_table = require("rich.table", extra="bench")
     rich_box = require("rich.box", extra="bench")
     text = require("rich.text", extra="bench").Text
-    title = f"{comparison.title}: mean \u00b1 sample std over {len(comparison.seeds)} seed{'s' * (len(comparison.seeds) != 1)}"
+    count = len(comparison.seeds)
+    title = f"{comparison.title}: mean \u00b1 sample std over {count} seed{'s' * (count != 1)}"
     table = rich_table.Table(
         title=text(_printable(title), style="bold"), box=rich_box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -281,23 +291,33 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
         place = "\nequal time" if name == "equal_time" else ""
         unit = f"\n{column.unit}" if column.unit and not place else ""
         group = f"{column.group}\n" if column.group in {task.name for task in comparison.tasks} else ""
-        table.add_column(text(_printable(f"{group}{column.label} {column.arrow}{unit}{place}")), justify="right", no_wrap=True)
+        label = (
+            column.label if group else "\n".join(textwrap.wrap(column.label, 8, break_long_words=False))
+        )  # narrow, so that more columns fit
+        table.add_column(text(_printable(f"{group}{label} {column.arrow}{unit}{place}")), justify="right", no_wrap=True)
+    decimals = [column.decimals(comparison) for column, _ in chosen]
+    best = [column.best(comparison, name) for column, name in chosen]
     for row in comparison.rows:
-        cells = [_terminal_cell(comparison, row, column, name) for column, name in chosen]
+        cells = [
+            text(_printable(_terminal_cell(row, column, name, places)), style="bold" if row.method in top else "")
+            for (column, name), places, top in zip(chosen, decimals, best, strict=True)
+        ]
         failed = f" ({len(row.errors)} failed)" if row.errors else ""
         style = "dim" if row.method == SINGLE_TASK else "red" if row.final is None else ""
         table.add_row(text(_printable(row.method) + failed, style=style), *cells)
     return table
 
 
-def _terminal_cell(comparison: Comparison, row: MethodRow, column: Column, name: str) -> Any:
-    text = require("rich.text", extra="bench").Text
-    written = format_spread(column.of(row, name), column.decimals(comparison), signed=column.signed)
+def _terminal_cell(row: MethodRow, column: Column, name: str, decimals: int) -> str:
+    """Return what a cell says; times and memory without their spread, which the report has."""
+    spread = column.of(row, name)
+    if spread is not None and column.group == COST:
+        spread = Spread((spread.mean,))
+    written = format_spread(spread, decimals, signed=column.signed)
     reading = get_reading(row, name)
     if column.remark is not None and reading is not None and written != MISSING:
         written += f" {column.remark(reading)}"
-    best = row.method in column.best(comparison, name)
-    return text(_printable(written), style="bold" if best else "")
+    return written
 
 
 def _printable(text: str) -> str:

@@ -1,13 +1,15 @@
 """What a comparison supports, in one sentence computed from its records."""
 
-from counterpoint.bench.numbers import choose_decimals, format_number, format_spread
+from counterpoint.bench.columns import summary_columns
+from counterpoint.bench.numbers import format_number, format_spread
 from counterpoint.bench.readings import EQUAL, READINGS, SINGLE_TASK, get_reading
 from counterpoint.bench.results import Comparison, Reading, Spread
 
 RULE = (
     "Rule: a method counts as clearly better than equal weighting if the mean over seeds of its paired difference of "
     "delta_m (same seed) is positive and larger than the sample standard deviation of that difference, "
-    "with two or more seeds. This is a description of these seeds and not a significance test; the best of many methods "
+    "with two or more seeds. This is a description of these seeds and not a significance test; the best of many "
+    "methods "
     "is also in part the luckiest."
 )
 
@@ -33,16 +35,19 @@ def verdict(comparison: Comparison, reading: str = "final") -> str:
     if not readings:
         return f"{start}no multi-task method has a result."
     best = max(readings, key=lambda method: readings[method].delta["tasks"].mean)
-    value = _delta(readings[best], len(comparison.seeds))
+    decimals = max(1, summary_columns()[0].decimals(comparison))  # as in the table
+    value = _delta(readings[best], len(comparison.seeds), decimals)
     if EQUAL not in readings:
-        return f"{start}{best} has the highest mean delta_m, {value}, but equal weighting has no result to compare with."
+        return (
+            f"{start}{best} has the highest mean delta_m, {value}, but equal weighting has no result to compare with."
+        )
     if len(readings) == 1:
         return f"{start}only equal weighting has a result: delta_m {value}."
     clear = [method for method, own in readings.items() if method != EQUAL and is_clear(own.against_equal)]
-    return start + _judge(best, value, readings, clear)
+    return start + _judge(best, value, readings, clear, decimals)
 
 
-def _judge(best: str, value: str, readings: dict[str, Reading], clear: list[str]) -> str:
+def _judge(best: str, value: str, readings: dict[str, Reading], clear: list[str], decimals: int) -> str:
     """Return the sentence where equal weighting and at least one other method have a result."""
     below = ", still below the single-task networks" if readings[best].delta["tasks"].mean < 0 else ""
     if best in clear:
@@ -50,41 +55,38 @@ def _judge(best: str, value: str, readings: dict[str, Reading], clear: list[str]
         more = f"; so {'is' if others == 1 else 'are'} {others} other method{'s' * (others > 1)}" if others else ""
         return (
             f"{best} has the highest mean delta_m, {value}{below}, and is clearly better than equal weighting: "
-            f"the paired difference, {_points(readings[best])}, is larger than its spread over seeds{more}."
+            f"the paired difference, {_points(readings[best], decimals)}, is larger than its spread over seeds{more}."
         )
     if all(len(own.against_equal.finite) < 2 for own in readings.values()):
         return (
-            f"{best} has the highest delta_m, {value}{below}; with fewer than two seeds there is no spread, so no method "
+            f"{best} has the highest delta_m, {value}{below}; with fewer than two seeds there is no spread, so no "
+            f"method "
             "can be called clearly better than equal weighting."
         )
     if clear:
-        named = ", ".join(f"{method} ({_points(readings[method])})" for method in clear)
+        named = ", ".join(f"{method} ({_points(readings[method], decimals)})" for method in clear)
         return f"{best} has the highest mean delta_m, {value}{below}; clearly better than equal weighting: {named}."
     if best == EQUAL:
-        return f"no method is clearly better than equal weighting, which has the highest mean delta_m itself, {value}{below}."
+        itself = f"has the highest mean delta_m itself, {value}{below}"
+        return f"no method is clearly better than equal weighting, which {itself}."
     return (
-        f"no method is clearly better than equal weighting: {best} has the highest mean delta_m, {value}{below}, but its "
-        f"paired difference, {_points(readings[best])}, is not larger than its spread over seeds."
+        f"no method is clearly better than equal weighting: {best} has the highest mean delta_m, {value}{below}, but "
+        f"its "
+        f"paired difference, {_points(readings[best], decimals)}, is not larger than its spread over seeds."
     )
 
 
-def _delta(reading: Reading, total: int) -> str:
+def _delta(reading: Reading, total: int, decimals: int) -> str:
     spread = reading.delta["tasks"]
     count = len(spread.finite)
     seeds = f"{count} of {total} seeds" if count < total else f"{count} seed{'s' * (count != 1)}"
-    return f"{format_spread(spread, _decimals(spread), signed=True)} % over {seeds}"
+    return f"{format_spread(spread, decimals, signed=True)} % over {seeds}"
 
 
-def _points(reading: Reading) -> str:
+def _points(reading: Reading, decimals: int) -> str:
     difference = reading.against_equal
     if not difference.finite:
         return "not available"
-    return f"{format_spread(difference, _decimals(difference), signed=True)} percentage points"
-
-
-def _decimals(spread: Spread) -> int:
-    """Return decimals for a sentence: at least one, and enough that a mean close to its spread is told from it."""
-    decimals = max(1, choose_decimals([spread]))
-    while decimals < 6 and format_number(spread.mean, decimals) == format_number(spread.std, decimals):
-        decimals += 1
-    return decimals
+    while decimals < 6 and format_number(difference.mean, decimals) == format_number(difference.std, decimals):
+        decimals += 1  # the reader has to see which of the two is larger
+    return f"{format_spread(difference, decimals, signed=True)} percentage points"

@@ -8,7 +8,7 @@
   );
   const withLegend = new Set(
     all("section").filter((section) => section.querySelector(".legend"))
-      .flatMap((section) => all(".plot", section).map((plot) => plot.id)),
+      .flatMap((section) => all(".plot", section).map((plot) => plot.id.replace("figure-", ""))),
   );
   const touch = matchMedia("(pointer: coarse)").matches; // a finger on a figure scrolls the page
   const config = {
@@ -42,7 +42,7 @@
 
   async function draw() {
     for (const figure of figures) {
-      const plot = document.getElementById(figure.key);
+      const plot = document.getElementById(`figure-${figure.key}`);
       await Plotly.newPlot(plot, ...build(figure), config);
       scalable(plot);
       plot.on("plotly_afterplot", () => scalable(plot));
@@ -52,7 +52,7 @@
 
   function redraw(wanted) {
     for (const figure of figures.filter(wanted)) {
-      Plotly.react(figure.key, ...build(figure), config);
+      Plotly.react(`figure-${figure.key}`, ...build(figure), config);
     }
   }
 
