@@ -16,6 +16,7 @@ from counterpoint.linalg import norms
 
 _SLACK = 1e-13  # violation, relative to the coefficients, that is rounding and not a better point
 _RESIDUAL = 1e-10  # of a linear system; beyond it the matrix counts as singular
+_SMALLEST_RADIUS = 1e-8  # a smaller one moves the sum by less than this, and would drown the norm in rounding
 _STATIONARY = 1e-12  # square of a combination, relative to that of the sum of its terms, below which it counts as zero
 _STEP = 1e-13  # relative error of the one-dimensional root
 _MAX_ROOT_STEPS = 100
@@ -56,6 +57,7 @@ def linear_plus_norm(gram: Float[Tensor, "K K"], c: float) -> tuple[Float[Tensor
         weights = np.zeros(len(matrix))
         weights[np.argmin(mean)] = 1.0
         return from_numpy(weights), 0.0
+    c = max(c, _SMALLEST_RADIUS)
     found = _root(cosine, linear, inverse, c)
     if float(found @ cosine @ found) <= _STATIONARY * found.sum() ** 2:  # the norm has no derivative there
         nothing = np.zeros_like(linear)
