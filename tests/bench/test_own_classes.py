@@ -67,7 +67,7 @@ def test_compare_with_own_data_and_own_balancer_in_worker_processes(tmp_path):
     assert rows["own:First(c=2.0)"]["family"] == "losses"
     left_alone = rows["own:First(c=2.0)"]["final"]["metrics"]["y"]["accuracy"]["values"][0]
     trained = rows["equal"]["final"]["metrics"]["y"]["accuracy"]["values"][0]
-    assert trained > 90 > left_alone
+    assert trained > left_alone + 15, "the option c=2.0 of the own balancer, or the balancer itself, had no effect"
 
 
 def test_wrong_names(tmp_path):

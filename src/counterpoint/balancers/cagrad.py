@@ -14,7 +14,7 @@ from counterpoint.errors import OptionError
 from counterpoint.linalg import nonzero_rows, norms
 from counterpoint.solvers.simplex import linear_plus_norm
 
-_RESIDUAL = 1e-9
+_RESIDUAL = 1e-6  # rounding alone gives 1e-8 where the terms of the best combination nearly cancel
 _STATIONARY = 1e-12  # square of the shortest combination, relative to the sum of its terms
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, from_numpy
 from counterpoint.linalg import norms
 from counterpoint.solvers.simplex import active_set, quadratic_residual, unit_rows
 
-_SAME = 2e-15  # squared distance of two rows, relative to their squares, that is rounding
+_SAME = 1e-14  # difference of cosines, or relative difference of lengths, that is rounding
 
 
 def min_norm(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor, " K"], float]:
@@ -40,10 +40,10 @@ def min_norm(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor, " K"], float]:
     inverse = lengths.min() / lengths
     nothing = np.zeros(len(matrix))
     weights = active_set(cosine, nothing, inverse)[0] * inverse
-    squares = matrix.diagonal()
-    both = squares[:, None] + squares[None, :]
-    same = both - 2 * matrix <= _SAME * both
-    weights = same @ (weights / same.sum(axis=1))
+    same = (1 - cosine < _SAME) & (np.abs(inverse[:, None] - inverse[None, :]) <= _SAME * inverse[:, None])
+    if same.sum() > len(matrix):  # equal rows also have equal products with all others
+        same &= np.abs(cosine[:, None, :] - cosine[None, :, :]).max(axis=2) < _SAME
+        weights = same @ (weights / same.sum(axis=1))
     weights = weights / weights.sum()
     terms = weights * lengths / float((weights * lengths) @ inverse)
     return from_numpy(weights), quadratic_residual(cosine, nothing, inverse, terms)

@@ -16,7 +16,9 @@ from counterpoint.linalg import norms
 
 _SLACK = 1e-13  # violation, relative to the coefficients, that is rounding and not a better point
 _RESIDUAL = 1e-10  # of a linear system; beyond it the matrix counts as singular
-_STEP = 1e-12  # relative change of the one-dimensional root
+_SMALLEST_RADIUS = 1e-8  # a smaller one moves the sum by less than this, and would drown the norm in rounding
+_STATIONARY = 1e-12  # square of a combination, relative to that of the sum of its terms, below which it counts as zero
+_STEP = 1e-13  # relative error of the one-dimensional root
 _MAX_ROOT_STEPS = 100
 
 
@@ -55,9 +57,16 @@ def linear_plus_norm(gram: Float[Tensor, "K K"], c: float) -> tuple[Float[Tensor
         weights = np.zeros(len(matrix))
         weights[np.argmin(mean)] = 1.0
         return from_numpy(weights), 0.0
+    c = max(c, _SMALLEST_RADIUS)
     found = _root(cosine, linear, inverse, c)
+    if float(found @ cosine @ found) <= _STATIONARY * found.sum() ** 2:  # the norm has no derivative there
+        nothing = np.zeros_like(linear)
+        found = active_set(cosine, nothing, inverse)[0]
+        residual = quadratic_residual(cosine, nothing, inverse, found)
+    else:
+        residual = _dual_residual(cosine, linear, inverse, c, found)
     weights = found * inverse
-    return from_numpy(weights / weights.sum()), _dual_residual(cosine, linear, inverse, c, found)
+    return from_numpy(weights / weights.sum()), residual
 
 
 def _with_zero_rows(gram: Tensor, c: float, kept: Bool[ndarray, " K"]) -> tuple[Tensor, float]:
@@ -88,14 +97,19 @@ def _root(
     for _ in range(_MAX_ROOT_STEPS):
         point = active_set(cosine, t * linear, inverse, point)
         y, support = point
-        if math.sqrt(max(float(y @ cosine @ y), 0.0)) > c * t:
+        length = math.sqrt(max(float(y @ cosine @ y), 0.0))
+        if abs(length - c * t) <= _STEP * c * t or high - low <= _STEP * high:
+            break
+        if length > c * t:
             low = t
         else:
             high = t
+            if length <= math.sqrt(_STATIONARY) * y.sum():  # at the root it is shorter still
+                break
         better = _root_on_support(cosine, linear, inverse, c, support)
-        if abs(better - t) <= _STEP * t or high - low <= _STEP * high:
+        if abs(better - t) <= _STEP * t:
             break
-        t = better if low <= better <= high else _between(low, high)
+        t = better if low < better < high else _between(low, high)
     assert point is not None
     return point[0]
 
@@ -127,10 +141,7 @@ def _dual_residual(
     y: Float[ndarray, " K"],
 ) -> float:
     product = cosine @ y
-    square = float(y @ product)
-    if square <= 1e-12 * y.sum() ** 2:  # the norm has no derivative at zero
-        return quadratic_residual(cosine, np.zeros_like(linear), inverse, y)
-    slope = linear + c * product / math.sqrt(square)
+    slope = linear + c * product / math.sqrt(float(y @ product))
     slack = slope - float(y @ slope) * inverse
     return float(max(-slack.min(), np.abs(slack[y > 0]).max())) / (1 + c)
 

@@ -1,0 +1,113 @@
+"""One row per registered balancer: how to build it and what it claims. The tests of this folder run over the rows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from counterpoint.balancers import BALANCERS, Balancer
+
+Options = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is claimed of a balancer.
+
+    Attributes:
+        key: Key in the registry.
+        options: Constructor arguments, from the number of tasks.
+        variants: Further options that must keep the contract too.
+        kind: "losses", "gram" or "jacobian".
+        claims: Properties, by the name of their test: simplex (weights at least 0, sum 1), sum_k (sum K), permutation
+            (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), row_scale ("V": v does not change
+            when one gradient is scaled), agree ("sum" or "mean" of the gradients if no two of them conflict),
+            descent (<v, g_i> >= 0 for independent gradients), zero_weight (weight 0 for a zero gradient),
+            uniform_at_zero (1 / K if all gradients are zero).
+        oracle: Name of the method in the file of oracle values, "" if it is not there.
+        in_expectation: Random, so claims about single results do not apply.
+    """
+
+    key: str
+    kind: str
+    options: Callable[[int], Options] = lambda num_tasks: {}
+    variants: tuple[Options, ...] = ()
+    claims: dict[str, Any] = dataclasses.field(default_factory=dict)
+    oracle: str = ""
+    in_expectation: bool = False
+
+    def build(self, num_tasks: int, **options: Any) -> Balancer:
+        return BALANCERS.create(self.key, num_tasks, **{**self.options(num_tasks), **options})
+
+
+_ZERO = {"zero_weight": True, "uniform_at_zero": True}
+
+CASES = (
+    Case("equal", "losses", claims={"agree": "sum"}, oracle="equal_weighting_sum"),
+    Case("fixed", "losses", options=lambda k: {"task_weights": [1.0 + i for i in range(k)]}),
+    Case(
+        "rlw",
+        "losses",
+        variants=({"distribution": "uniform"}, {"distribution": "dirichlet"}, {"distribution": "bernoulli"}),
+        claims={"simplex": True},
+        oracle="rlw",
+        in_expectation=True,
+    ),
+    Case(
+        "uncertainty",
+        "losses",
+        variants=({"form": "laplace"}, {"form": "classification"}, {"regularizer": "log1p", "initial": -0.5}),
+        claims={"permutation": True},
+        oracle="uncertainty_weighting",
+    ),
+    Case("gls", "losses", claims={"permutation": True}, oracle="gls"),
+    Case("dwa", "losses", variants=({"period": 1},), claims={"permutation": True, "sum_k": True}, oracle="dwa"),
+    Case(
+        "mgda",
+        "gram",
+        variants=(
+            {"normalization": "l2"},
+            {"normalization": "loss", "apply_to": "normalized"},
+            {"normalization": "loss+"},
+            {"task_gradients": "raw", "zero_row_is_stationary": True},
+        ),
+        claims={"simplex": True, "permutation": True, "degree": 1, "descent": True, **_ZERO},
+        oracle="mgda",
+    ),
+    Case("pcgrad", "gram", variants=({"reduction": "mean"},), claims={"degree": 1, "agree": "sum"}, oracle="pcgrad"),
+    Case(
+        "gradvac",
+        "gram",
+        variants=({"beta": 0.5}, {"reduction": "mean"}),
+        claims={"degree": 1, "agree": "sum", **_ZERO},
+        oracle="gradvac",
+    ),
+    Case(
+        "cagrad",
+        "gram",
+        variants=({"c": 0.0}, {"c": 1.0, "rescale": 1}, {"c": 2.0, "rescale": 2}, {"on_stationary": "zero"}),
+        claims={"permutation": True, "degree": 1, **_ZERO},
+        oracle="cagrad",
+    ),
+    Case(
+        "msi",
+        "gram",
+        variants=(
+            {"static_target": 1.0},
+            {"static_target": 0.8, "s_max": 3.0, "reduction": "mean"},
+            {"rule": "vaccine", "beta": 0.5},
+            {"rule": "learned", "learning_rate": 0.5},
+            {"rule": "learned", "static_target": 1.0},
+        ),
+        claims={"permutation": True, "degree": 1, "agree": "sum", **_ZERO},
+    ),
+    Case(
+        "pomsi",
+        "gram",
+        variants=({"static_target": 0.9}, {"rule": "vaccine", "beta": 0.5}, {"rule": "learned"}),
+        claims={"degree": 1, "agree": "sum", **_ZERO},
+    ),
+    Case(
+        "graddrop", "jacobian", variants=({"leak": 0.5},), claims={"degree": 1}, oracle="graddrop", in_expectation=True
+    ),
+)
+BY_KEY = {case.key: case for case in CASES}

@@ -1,0 +1,32 @@
+"""The run whose loss curves are recorded: 20 steps of every balancer on three quadratics in float64."""
+
+import torch
+from balancers.cases import CASES
+
+STEPS = 20
+
+
+def loss_curves() -> dict[str, list[list[float]]]:
+    """Return the losses before each step, by key."""
+    return {case.key: curve(case) for case in CASES}
+
+
+def curve(case):
+    generator = torch.Generator().manual_seed(7)
+    factors = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64) * torch.tensor([0.3, 1.0, 2.0])[:, None, None]
+    centers = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    balancer = case.build(3)
+    if balancer.generator is not None:
+        balancer.generator.manual_seed(11)
+    optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.01, momentum=0.5)
+    found = []
+    for step in range(STEPS):
+        losses = torch.stack([(f @ (x - c)).square().sum() / 2 + 0.05 for f, c in zip(factors, centers, strict=True)])
+        found.append(losses.tolist())
+        optimizer.zero_grad()
+        balancer.backward(losses)
+        optimizer.step()
+        if step % 5 == 4:
+            balancer.end_epoch()
+    return found

@@ -1,0 +1,100 @@
+"""On quadratics whose Pareto set is known, methods end where theory says."""
+
+import pytest
+import torch
+
+from counterpoint.balancers import DWA, GLS, MGDA, MSI, POMSI, RLW, CAGrad, Fixed, GradDrop, GradVac, PCGrad, Uncertainty
+
+CENTERS = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+SCALES = torch.tensor([1.0, 10.0], dtype=torch.float64)
+
+
+def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, offset=0.1, decay=True, own_rate=0.05):
+    """Minimize L_i = s_i |x - c_i|^2 / 2 + offset; the Pareto set is the segment between the centers.
+
+    Returns the last point, or, without decay of the step size, the mean of the second half of the points.
+    """
+    x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    groups = [{"params": [x]}, {"params": list(balancer.parameters()), "weight_decay": 0.0, "lr": own_rate}]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
+    visited = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
+        optimizer.zero_grad()
+        balancer.backward(scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset)
+        optimizer.step()
+        visited.append(x.detach().clone())
+        if step % 20 == 19:
+            balancer.end_epoch()
+    return visited[-1] if decay else torch.stack(visited[steps // 2 :]).mean(dim=0)
+
+
+def weighted_optimum(weights):
+    product = torch.as_tensor(weights, dtype=torch.float64) * SCALES
+    return product @ CENTERS / product.sum()
+
+
+PARETO = [
+    MGDA(2),
+    MGDA(2, normalization="l2"),
+    PCGrad(2),
+    GradVac(2),
+    CAGrad(2, c=0.4),
+    CAGrad(2, c=1.5),
+    MSI(2, static_target=1.0),
+    POMSI(2),
+    GLS(2),
+    Uncertainty(2),
+    DWA(2),
+]
+
+
+@pytest.mark.parametrize("balancer", PARETO, ids=repr)
+def test_ends_on_the_pareto_set(balancer):
+    x = descend(balancer)
+    assert abs(float(x[1])) < 1e-3
+    assert -1 - 1e-3 <= float(x[0]) <= 1 + 1e-3
+
+
+@pytest.mark.parametrize("balancer", [CAGrad(2, c=0.4), Fixed(task_weights=[1.0, 1.0])], ids=repr)
+def test_ends_at_the_minimum_of_the_mean_loss(balancer):
+    torch.testing.assert_close(descend(balancer), weighted_optimum([1, 1]), rtol=0, atol=2e-3)
+
+
+def test_fixed_weights_choose_the_point():
+    for weights in ([1.0, 0.1], [3.0, 0.01]):
+        found = descend(Fixed(task_weights=weights))
+        torch.testing.assert_close(found, weighted_optimum(weights), rtol=0, atol=1e-4)
+
+
+def test_pcgrad_stops_where_two_gradients_oppose():
+    """On the segment the projections are zero: it ends on the Pareto set, away from the minimum of the sum."""
+    found = descend(PCGrad(2))
+    assert abs(float(found[0] - weighted_optimum([1, 1])[0])) > 0.1
+
+
+@pytest.mark.parametrize("balancer", [Uncertainty(2), GLS(2)], ids=["Uncertainty", "GLS"])
+def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
+    """At the fixed point of the noise levels the weights are 1 / L, so sum_i grad L_i / L_i = 0, as for GLS."""
+    found = descend(balancer, steps=800)
+    difference = found - CENTERS
+    losses = SCALES * (difference**2).sum(dim=1) / 2 + 0.1
+    terms = SCALES[:, None] * difference / losses[:, None]
+    assert float(terms.sum(dim=0).norm()) < 0.02 * float(terms.norm(dim=1).max())
+
+
+def test_equal_lengths_make_the_middle_stationary():
+    """With unit gradients the segment is stationary where they oppose: everywhere; from the axis x_0 = 0 it ends in 0."""
+    found = descend(MSI(2, static_target=1.0), start=(0.0, 2.0), scales=torch.tensor([3.0, 3.0]))
+    torch.testing.assert_close(found, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "balancer",
+    [RLW(2, generator=torch.Generator().manual_seed(0)), GradDrop(2, generator=torch.Generator().manual_seed(0))],
+    ids=["RLW", "GradDrop"],
+)
+def test_random_methods_end_near_the_minimum_of_the_mean_loss(balancer):
+    # the expectation of the update is a multiple of the sum; what is left is the noise of a constant step size
+    found = descend(balancer, steps=600, rate=0.01, decay=False)
+    torch.testing.assert_close(found, weighted_optimum([1, 1]), rtol=0, atol=0.15)
