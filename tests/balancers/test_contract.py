@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from balancers.cases import CASES
 
+from balancers.cases import CASES
 from counterpoint.balancers import BALANCERS, GramBalancer
 from counterpoint.testing import check_balancer
 

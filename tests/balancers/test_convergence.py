@@ -3,7 +3,20 @@
 import pytest
 import torch
 
-from counterpoint.balancers import DWA, GLS, MGDA, MSI, POMSI, RLW, CAGrad, Fixed, GradDrop, GradVac, PCGrad, Uncertainty
+from counterpoint.balancers import (
+    DWA,
+    GLS,
+    MGDA,
+    MSI,
+    POMSI,
+    RLW,
+    CAGrad,
+    Fixed,
+    GradDrop,
+    GradVac,
+    PCGrad,
+    Uncertainty,
+)
 
 CENTERS = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
 SCALES = torch.tensor([1.0, 10.0], dtype=torch.float64)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from balancers.cases import BY_KEY, CASES
 
+from balancers.cases import BY_KEY, CASES
 from counterpoint.balancers import DWA, GLS, MGDA, RLW, CAGrad, Equal, GradVac, Uncertainty
 from counterpoint.balancers.dwa import dwa_weights
 from counterpoint.balancers.graddrop import graddrop_direction
@@ -137,7 +137,7 @@ def check_gls(case, jacobian):
     agree(weights @ jacobian, case["expected"]["vector"], case["tolerance_rel"])
 
 
-def check_rlw(case, jacobian):  # noqa: ARG001
+def check_rlw(case, jacobian):
     draws = torch.tensor(case["inputs"]["z"], dtype=torch.float64)
     agree(rlw_weights(draws), case["expected"]["weights"], case["tolerance_rel"])
 
@@ -156,7 +156,7 @@ def check_mgda(case, jacobian):
         agree(normalized, expected["weights_on_original_rows"], tolerance)
 
 
-def check_mgda_two_tasks(case, jacobian):  # noqa: ARG001
+def check_mgda_two_tasks(case, jacobian):
     products = torch.tensor(case["inputs"]["gram"], dtype=torch.float64)
     weights, residual = mgda_weights(products)
     agree(weights, case["expected"]["weights"], case["tolerance_rel"])
@@ -175,7 +175,7 @@ def check_pcgrad(case, jacobian):
     agree(rows, case["expected"]["per_task_weight_rows"], case["tolerance_rel"])
 
 
-def check_pcgrad_two_tasks_equals_twice_upgrad(case, jacobian):  # noqa: ARG001
+def check_pcgrad_two_tasks_equals_twice_upgrad(case, jacobian):
     weights = pcgrad_weights(A[:2, :2], torch.tensor([[1], [0]]))
     agree(weights, case["expected"]["pcgrad_weights"], case["tolerance_rel"])
     agree(weights / 2, case["expected"]["upgrad_weights"], case["tolerance_rel"])
@@ -193,7 +193,7 @@ def check_gradvac(case, jacobian):
         agree(rho, expected["rho"], case["tolerance_rel"])
 
 
-def check_gradvac_single_update(case, jacobian):  # noqa: ARG001
+def check_gradvac_single_update(case, jacobian):
     rho = torch.tensor([[0.0, case["hyperparameters"]["target"]], [-0.999, 0.0]], dtype=torch.float64)
     weights, _ = gradvac_weights(A[:2, :2], rho, torch.tensor([[1], [0]]), beta=0.0)
     agree(weights[1] - 1, case["expected"]["coefficient"], case["tolerance_rel"])

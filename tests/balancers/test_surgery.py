@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.surgery import gradvac_vectors, pair_vectors, pcgrad_vectors, vaccine_vectors
 
 from counterpoint.balancers import MSI, POMSI, GradVac, PCGrad
 from counterpoint.balancers.gradvac import gradvac_weights
 from counterpoint.balancers.pcgrad import pcgrad_weights
 from counterpoint.linalg import gram, random_orders
+from oracles.surgery import gradvac_vectors, pair_vectors, pcgrad_vectors, vaccine_vectors
 
 TOLERANCE = 1e-9  # float64; orders of a few dozen operations on rows whose lengths differ by e^6
 

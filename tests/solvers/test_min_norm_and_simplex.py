@@ -13,12 +13,24 @@ from hypothesis import strategies as st
 from counterpoint.solvers.min_norm import min_norm
 from counterpoint.solvers.simplex import linear_plus_norm
 
-KINDS = ("plain", "few columns", "duplicate", "opposed", "parallel", "positive", "hull holds zero", "integers", "scales")
+KINDS = (
+    "plain",
+    "few columns",
+    "duplicate",
+    "opposed",
+    "parallel",
+    "positive",
+    "hull holds zero",
+    "integers",
+    "scales",
+)
 
 
 def rows(kind, num_tasks, seed):
     rng = np.random.default_rng(seed)
-    columns = int(rng.integers(1, num_tasks)) if kind == "few columns" else int(rng.integers(num_tasks, 2 * num_tasks + 2))
+    columns = (
+        int(rng.integers(1, num_tasks)) if kind == "few columns" else int(rng.integers(num_tasks, 2 * num_tasks + 2))
+    )
     jacobian = rng.normal(size=(num_tasks, columns))
     if kind == "duplicate":
         jacobian[-1] = jacobian[0]

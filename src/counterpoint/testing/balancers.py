@@ -150,7 +150,7 @@ def _state(factory: Factory, count: int) -> None:
 
 def _rebuilt(factory: Factory, count: int) -> None:
     first = factory(count)
-    second = eval(repr(first), {type(first).__name__: type(first)})  # noqa: S307 - our own text
+    second = eval(repr(first), {type(first).__name__: type(first)})
     if first.generator is not None:
         second.generator.set_state(first.generator.get_state())
     _expect(repr(second) == repr(first), f"repr does not rebuild the object: {first!r} and {second!r}")
