@@ -1,6 +1,7 @@
 """The run whose loss curves are recorded: 20 steps of every balancer on three quadratics in float64."""
 
 import torch
+
 from balancers.cases import CASES
 
 STEPS = 20
@@ -13,7 +14,9 @@ def loss_curves() -> dict[str, list[list[float]]]:
 
 def curve(case):
     generator = torch.Generator().manual_seed(7)
-    factors = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64) * torch.tensor([0.3, 1.0, 2.0])[:, None, None]
+    factors = (
+        torch.randn(3, 6, 6, generator=generator, dtype=torch.float64) * torch.tensor([0.3, 1.0, 2.0])[:, None, None]
+    )
     centers = torch.randn(3, 6, generator=generator, dtype=torch.float64)
     x = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
     balancer = case.build(3)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from balancers.cases import CASES
 
+from balancers.cases import CASES
 from counterpoint.balancers import BALANCERS, GramBalancer
 from counterpoint.testing import check_balancer
 
@@ -38,7 +38,7 @@ class _Sound(GramBalancer):
         super().__init__(num_tasks, tasks)
         self.add_state("steps", torch.zeros(self.num_tasks, dtype=torch.float64))
 
-    def solve(self, gram, losses, present):
+    def solve(self, gram, losses, present):  # noqa: ARG002
         index = torch.tensor(present)
         self.steps[index] += 1
         return self.steps[index].to(gram)
@@ -49,19 +49,19 @@ class _Forgets(_Sound):
         super().__init__(num_tasks, tasks=tasks)
         self.count = 0
 
-    def solve(self, gram, losses, present):
+    def solve(self, gram, losses, present):  # noqa: ARG002
         self.count += 1
         return torch.full_like(gram.diagonal(), self.count)
 
 
 class _MovesAbsent(_Sound):
-    def solve(self, gram, losses, present):
+    def solve(self, gram, losses, present):  # noqa: ARG002
         self.steps += 1
         return self.steps[torch.tensor(present)].to(gram)
 
 
 class _Divides(_Sound):
-    def solve(self, gram, losses, present):
+    def solve(self, gram, losses, present):  # noqa: ARG002
         return 1 / gram.diagonal()
 
 
@@ -76,7 +76,7 @@ class _NoOption(_Sound):
         super().__init__(num_tasks, tasks=tasks)
         self.strength = 2 * strength
 
-    def solve(self, gram, losses, present):
+    def solve(self, gram, losses, present):  # noqa: ARG002
         return torch.full_like(gram.diagonal(), self.strength)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from balancers.cases import CASES
 from balancers.golden_run import STEPS, curve
 

@@ -18,7 +18,6 @@ from counterpoint.balancers import (
     GradDrop,
     GradVac,
     Uncertainty,
-    _base,
     cagrad,
     dwa,
 )
@@ -120,7 +119,11 @@ def test_rlw_distributions_at_their_edges():
 
 @pytest.mark.parametrize(
     ("form", "best", "weight"),
-    [("half", lambda x: math.log(x), 0.5), ("laplace", lambda x: math.log(x), 1.0), ("classification", lambda x: math.log(2 * x), 1.0)],
+    [
+        ("half", lambda x: math.log(x), 0.5),
+        ("laplace", lambda x: math.log(x), 1.0),
+        ("classification", lambda x: math.log(2 * x), 1.0),
+    ],
 )
 def test_uncertainty_minimum_over_the_noise(form, best, weight):
     """At the s that makes the derivative zero the weight of a loss is proportional to 1 / L."""
@@ -218,7 +221,7 @@ def test_dwa_warns_once_if_no_epoch_ends(monkeypatch):
     assert found[0].category is UserWarning
 
 
-# --- GLS, MGDA, CAGrad, GradVac -----------------------------------------------------------------------------------------
+# --- GLS, MGDA, CAGrad, GradVac, MSI ----------------------------------------------------------------------------------
 
 
 def test_gls_refuses_negative_losses():
@@ -296,5 +299,3 @@ def test_msi_counts_the_tasks_that_are_present():
     lone = MSI(3, static_target=1.0).weights(torch.diag(torch.tensor([1.0, 25.0], dtype=torch.float64)), present=[0, 1])
     assert lone.tolist() == pytest.approx([3.605551, 0.721110], abs=1e-6)
     assert MSI(3).weights(torch.ones(1, 1), present=[1]).tolist() == [1.0]
-
-

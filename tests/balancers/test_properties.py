@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from balancers.cases import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancers.cases import CASES
 from counterpoint.balancers import DWA, GLS, MGDA, MSI, CAGrad, GradDrop, JacobianBalancer
 from counterpoint.balancers.graddrop import graddrop_direction
 from counterpoint.testing.balancers import call

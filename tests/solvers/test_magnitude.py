@@ -117,7 +117,11 @@ def test_running_mean():  # check 8
     for value in (0.5, 0.8, 0.2):
         ratio = float(ratio_for(tensor(value)))
         weights, state = rescaled_weights(
-            torch.diag(tensor(1.0, ratio**2)), torch.eye(2, dtype=torch.float64), state, orders(2), MagnitudeRule(beta=0.1)
+            torch.diag(tensor(1.0, ratio**2)),
+            torch.eye(2, dtype=torch.float64),
+            state,
+            orders(2),
+            MagnitudeRule(beta=0.1),
         )
         assert weights.tolist() == [1.0, 1.0]
         found.append(float(state.similarity[0, 1]))
@@ -188,7 +192,11 @@ def test_bound_on_factors(lengths, s_max):
     rule = MagnitudeRule(static_target=1.0, s_max=s_max)
     count = len(lengths)
     weights, _ = rescaled_weights(
-        torch.diag(lengths**2), torch.eye(count, dtype=torch.float64), MagnitudeState.initial(count), orders(count), rule
+        torch.diag(lengths**2),
+        torch.eye(count, dtype=torch.float64),
+        MagnitudeState.initial(count),
+        orders(count),
+        rule,
     )
     assert float(weights.max()) <= s_max * (1 + 1e-12)
     assert float(weights.min()) >= 1 / s_max * (1 - 1e-12)

@@ -109,8 +109,8 @@ def _degenerate(factory: Factory, count: int) -> None:
         for step in range(3):
             found = call(balancer, rows, losses)
             _expect(bool(torch.isfinite(found).all()), f"{name} gradients, step {step}: got {found.tolist()}")
-        if name == "all zero" and isinstance(balancer, JacobianBalancer):
-            _expect(not bool(found.any()), f"zero gradients must give a zero direction, got {found.tolist()}")
+            if name == "all zero" and isinstance(balancer, JacobianBalancer):
+                _expect(not bool(found.any()), f"zero gradients must give a zero direction, got {found.tolist()}")
 
 
 def _unmutated(factory: Factory, count: int) -> None:
@@ -150,7 +150,7 @@ def _state(factory: Factory, count: int) -> None:
 
 def _rebuilt(factory: Factory, count: int) -> None:
     first = factory(count)
-    second = eval(repr(first), {type(first).__name__: type(first)})  # noqa: S307 - our own text
+    second = eval(repr(first), {type(first).__name__: type(first)})
     if first.generator is not None:
         second.generator.set_state(first.generator.get_state())
     _expect(repr(second) == repr(first), f"repr does not rebuild the object: {first!r} and {second!r}")
