@@ -1,4 +1,4 @@
-"""Record the loss curves of every balancer anew: ``python tools/record_golden.py``; review the diff before committing."""
+"""Record the loss curves of every balancer anew; review the diff before committing."""
 
 import json
 import sys

@@ -19,17 +19,16 @@ class Case:
         variants: Further options that must keep the contract too.
         kind: "losses", "gram" or "jacobian".
         claims: Properties, by the name of their test: simplex (weights at least 0, sum 1), sum_k (sum K), permutation
-            (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), row_scale ("V": v does not change
-            when one gradient is scaled), agree ("sum" or "mean" of the gradients if no two of them conflict),
-            descent (<v, g_i> >= 0 for independent gradients), zero_weight (weight 0 for a zero gradient),
-            uniform_at_zero (1 / K if all gradients are zero).
+            (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), agree (the plain sum if no two
+            gradients conflict), descent (<v, g_i> >= 0 for independent gradients), zero_weight (weight 0 for a zero
+            gradient), uniform_at_zero (1 / K if all gradients are zero).
         oracle: Name of the method in the file of oracle values, "" if it is not there.
         in_expectation: Random, so claims about single results do not apply.
     """
 
     key: str
     kind: str
-    options: Callable[[int], Options] = lambda num_tasks: {}
+    options: Callable[[int], Options] = lambda _: {}
     variants: tuple[Options, ...] = ()
     claims: dict[str, Any] = dataclasses.field(default_factory=dict)
     oracle: str = ""

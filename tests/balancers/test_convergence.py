@@ -97,7 +97,7 @@ def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
 
 
 def test_equal_lengths_make_the_middle_stationary():
-    """With unit gradients the segment is stationary where they oppose: everywhere; from the axis x_0 = 0 it ends in 0."""
+    """Gradients of equal length cancel on the segment; from the axis x_0 = 0, by symmetry, the end is 0."""
     found = descend(MSI(2, static_target=1.0), start=(0.0, 2.0), scales=torch.tensor([3.0, 3.0]))
     torch.testing.assert_close(found, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-4)
 

@@ -221,7 +221,7 @@ def test_dwa_warns_once_if_no_epoch_ends(monkeypatch):
     assert found[0].category is UserWarning
 
 
-# --- GLS, MGDA, CAGrad, GradVac -----------------------------------------------------------------------------------------
+# --- GLS, MGDA, CAGrad, GradVac, MSI ----------------------------------------------------------------------------------
 
 
 def test_gls_refuses_negative_losses():

@@ -1,4 +1,4 @@
-"""The oracle values of the specification: the small ones always, the whole file if COUNTERPOINT_ORACLES names its folder."""
+"""Oracle values: the printed ones always, the whole file if COUNTERPOINT_ORACLES names its folder."""
 
 import json
 import math
@@ -230,7 +230,7 @@ def test_every_claimed_oracle_has_a_check():
 
 
 def test_float32_rows_give_the_float64_weights(document):
-    # the Gram matrix of float32 rows is summed in float64: about 1e-7 for each product, times the condition of the problem
+    # each product of float32 rows, summed in float64, is right to about 1e-7; the weights amplify that
     for name, rows in document["matrices"].items():
         jacobian = torch.tensor(rows, dtype=torch.float64)
         for balancer in (CAGrad(len(jacobian)), GradVac(len(jacobian), generator=torch.Generator().manual_seed(0))):

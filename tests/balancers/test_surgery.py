@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from counterpoint.balancers import MSI, POMSI, GradVac, PCGrad
 from counterpoint.balancers.gradvac import gradvac_weights
 from counterpoint.balancers.pcgrad import pcgrad_weights
-from counterpoint.linalg import gram, random_orders
+from counterpoint.linalg import combination_norms, gram, random_orders
 from oracles.surgery import gradvac_vectors, pair_vectors, pcgrad_vectors, vaccine_vectors
 
 TOLERANCE = 1e-9  # float64; orders of a few dozen operations on rows whose lengths differ by e^6
@@ -147,3 +147,14 @@ def test_opposed_gradients_do_not_divide_by_zero():
             assert bool(torch.isfinite(weights).all())
             direction = weights @ torch.tensor([[1.0, 0, 0], [-3.0, 0, 0], [0, 1.0, 0]], dtype=torch.float64)
             assert float(direction[1]) > 0
+
+
+def test_a_gradient_that_is_projected_away_stays_away():
+    """What is left of two opposed gradients is rounding; equal lengths must not blow it up."""
+    first = torch.tensor([0.1, 0.7, 0.3], dtype=torch.float64)
+    jacobian = torch.stack([first, -3.3 * first, torch.tensor([0.3, 0.0, -0.1], dtype=torch.float64)])
+    products = gram(jacobian)
+    away = torch.tensor([[1.0, 1 / 3.3, 0.0], [3.3, 1.0, 0.0]], dtype=torch.float64)
+    assert combination_norms(products, away).tolist() == [0.0, 0.0]
+    direction = POMSI(3, static_target=1.0).weights(products) @ jacobian
+    torch.testing.assert_close(direction, jacobian[2], rtol=1e-9, atol=1e-12)

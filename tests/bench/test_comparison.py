@@ -210,7 +210,7 @@ def deterministic(path):
 
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_table(tmp_path):
-    """The command is killed for real with two workers, then one worker alone; the table is that of an undisturbed one."""
+    """The command is killed for real with two workers, then one worker alone; the table does not show it."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [*CALL, "--out", killed, "--workers", "2"], stdout=subprocess.DEVNULL, start_new_session=True

@@ -78,5 +78,5 @@ def test_wrong_names(tmp_path):
     assert "Points has no option 'sise'; did you mean size" in done.stderr
     with pytest.raises(UnknownNameError, match="there is no module 'nowhere'"):
         data.create("nowhere.deep:Thing")
-    with pytest.raises(OptionError, match="must be a subclass of counterpoint.balancers._balancer.Balancer"):
+    with pytest.raises(OptionError, match=r"must be a subclass of counterpoint\.balancers\._balancer\.Balancer"):
         balancers.create("pathlib:Path")

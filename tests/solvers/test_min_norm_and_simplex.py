@@ -23,6 +23,7 @@ KINDS = (
     "hull holds zero",
     "integers",
     "scales",
+    "scales, few columns",
 )
 
 
@@ -44,7 +45,7 @@ def rows(kind, num_tasks, seed):
         jacobian[-1] = -(rng.dirichlet(np.ones(num_tasks - 1)) @ jacobian[:-1]) * rng.choice([1.0, 10.0, 0.1])
     elif kind == "integers":
         jacobian = rng.integers(-2, 3, size=(num_tasks, columns)).astype(float)
-    elif kind == "scales":
+    elif kind.startswith("scales"):
         jacobian *= 10.0 ** rng.uniform(-6, 6, size=(num_tasks, 1))
     return jacobian
 
@@ -184,3 +185,17 @@ def test_solvers_are_fast_enough():
             solve(products)
             times.append(time.perf_counter() - start)
         assert min(times) < 0.02
+
+
+@pytest.mark.parametrize(("seed", "num_tasks", "columns"), [(195, 7, 2), (1066, 15, 8), (1504, 13, 9), (1601, 7, 3)])
+def test_dual_search_does_not_cycle(seed, num_tasks, columns):
+    """Problems on which the one-dimensional search once jumped between two supports for ever."""
+    rng = np.random.default_rng(seed)
+    assert (int(rng.integers(4, 16)), int(rng.integers(2, num_tasks + 2))) == (num_tasks, columns)
+    spread = rng.choice([1.0, 2.0, 3.0])
+    jacobian = rng.normal(size=(num_tasks, columns)) * 10.0 ** rng.uniform(-spread, spread, size=(num_tasks, 1))
+    weights, residual = linear_plus_norm(
+        torch.from_numpy(jacobian @ jacobian.T), float(rng.choice([0.4, 0.9, 1.0, 1.5]))
+    )
+    assert_on_simplex(weights)
+    assert residual < 1e-9

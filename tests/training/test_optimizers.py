@@ -67,5 +67,5 @@ def test_schedules():
     assert optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(OptionError, match="StepLR has no option 'gama'; did you mean gamma"):
         build_scheduler("StepLR", {"gama": 0.1}, optimizer)
-    with pytest.raises(UnknownNameError, match="did you mean .*MultiStepLR"):
+    with pytest.raises(UnknownNameError, match=r"did you mean .*MultiStepLR"):
         build_scheduler("MultistepL", {}, optimizer)

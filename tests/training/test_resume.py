@@ -15,14 +15,14 @@ from counterpoint.errors import FileError
 TIMED = ("train_seconds", "step_ms")
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
 def run(made, path, stop_after=None):
     def on_epoch(record):
         if record["epoch"] == stop_after:
-            raise Stop
+            raise StopError
 
     with training.RunFolder(path, {}) as folder:
         return training.fit(
@@ -48,7 +48,7 @@ def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
     options = {"epochs": 5, "monitor_every": 3, "schedule": {"step_size": 2, "gamma": 0.3}, "optimizer": "Adam"}
     whole = run(make(balancer, **options), tmp_path / "whole")
     for stop in (1, 2, 4):
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run(make(balancer, **options), tmp_path / "parts", stop)
     parts = run(make(balancer, **options), tmp_path / "parts")
     assert parts == whole
@@ -58,7 +58,7 @@ def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
 
 
 def test_records_after_the_checkpoint_are_dropped(make, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(make(monitor_every=2), tmp_path, 1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "conflict", "step": 99, "epoch": 1.5, "cosine": {"a|b": 1.0}}\n{"kind": "epo')
@@ -68,7 +68,7 @@ def test_records_after_the_checkpoint_are_dropped(make, tmp_path):
 
 def test_rarer_checkpoints_give_the_same_numbers(make, tmp_path):
     whole = run(make("pcgrad", epochs=5), tmp_path / "whole")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts", 3)
     assert len(records(tmp_path / "parts")) == 3
     assert run(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts") == whole
@@ -84,7 +84,7 @@ def test_a_done_run_is_returned_without_training(make, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_checkpoint_cut_short_is_named(make, tmp_path, share):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(make(), tmp_path, 1)
     path = tmp_path / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
@@ -93,7 +93,7 @@ def test_a_checkpoint_cut_short_is_named(make, tmp_path, share):
 
 
 def test_an_altered_checkpoint_is_named(make, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(make(), tmp_path, 1)
     path = tmp_path / "checkpoints" / "last.pt"
     content = bytearray(path.read_bytes())
@@ -105,7 +105,7 @@ def test_an_altered_checkpoint_is_named(make, tmp_path):
 
 
 def test_records_shorter_than_the_checkpoint_expects_are_named(make, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(make(), tmp_path, 2)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(FileError, match=r"metrics\.jsonl: has 0 bytes, its checkpoint expects"):
