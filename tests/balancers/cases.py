@@ -72,7 +72,13 @@ CASES = (
         claims={"simplex": True, "permutation": True, "degree": 1, "descent": True, **_ZERO},
         oracle="mgda",
     ),
-    Case("pcgrad", "gram", variants=({"reduction": "mean"},), claims={"degree": 1, "agree": "sum"}, oracle="pcgrad"),
+    Case(
+        "pcgrad",
+        "gram",
+        variants=({"reduction": "mean"},),
+        claims={"degree": 1, "agree": "sum", **_ZERO},
+        oracle="pcgrad",
+    ),
     Case(
         "gradvac",
         "gram",

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from counterpoint import balancers
 from counterpoint.balancers import (
     BALANCERS,
     DWA,
@@ -23,7 +24,7 @@ from counterpoint.balancers import (
 )
 from counterpoint.balancers.cagrad import cagrad_weights
 from counterpoint.balancers.rlw import rlw_weights
-from counterpoint.errors import OptionError
+from counterpoint.errors import NonFiniteError, OptionError, ShapeError
 
 ONES = torch.ones(2, dtype=torch.float64)
 
@@ -299,3 +300,26 @@ def test_msi_counts_the_tasks_that_are_present():
     lone = MSI(3, static_target=1.0).weights(torch.diag(torch.tensor([1.0, 25.0], dtype=torch.float64)), present=[0, 1])
     assert lone.tolist() == pytest.approx([3.605551, 0.721110], abs=1e-6)
     assert MSI(3).weights(torch.ones(1, 1), present=[1]).tolist() == [1.0]
+
+
+# --- pure calls of loss balancers check their argument -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (torch.tensor([1.0, float("nan")]), NonFiniteError, "loss of task '1' is not finite"),
+        (torch.tensor([-1.0, 1.0]), OptionError, "needs losses of at least 0"),
+        (torch.tensor([[1.0], [2.0]]), ShapeError, r"must be \(k,\)"),
+        (torch.tensor([1, 2]), ShapeError, "floating-point"),
+        (torch.tensor([1.0, 2.0, 3.0]), ShapeError, "got 3"),
+    ],
+)
+def test_weights_of_losses_that_make_no_sense(losses, error, message):
+    with pytest.raises(error, match=message):
+        balancers.create("gls", 2).weights(None, losses)
+
+
+def test_a_zero_gradient_has_weight_zero_in_pcgrad():
+    weights = balancers.create("pcgrad", 3).weights(torch.diag(torch.tensor([2.0, 0.0, 3.0])))
+    assert weights.tolist() == [1.0, 0.0, 1.0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from counterpoint import gradients
 from counterpoint.balancers._balancer import Balancer as Balancer
 from counterpoint.balancers._balancer import Call
-from counterpoint.balancers._losses import Step
+from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport as BalancerReport
 from counterpoint.balancers._report import make_report
 from counterpoint.errors import NonFiniteError, ShapeError
@@ -41,8 +41,19 @@ class LossBalancer(Balancer):
             gram: Not read; there so that all kinds are called alike.
             losses: Losses of the tasks that are present, (k,).
             present: Which tasks they belong to; default all.
+
+        Raises:
+            ShapeError: If ``losses`` is no vector of k real numbers.
+            NonFiniteError: If one is NaN or infinite.
+            OptionError: If one is negative and the method needs losses of at least 0.
         """
-        return self._differentiate(losses, self._positions(len(losses), present))[0]
+        if losses.ndim != 1 or not losses.is_floating_point():
+            shown = f"{tuple(losses.shape)} {losses.dtype}"
+            raise ShapeError(f"{self._owner}: losses must be (k,) and of a floating-point dtype, got {shown}")
+        positions = self._positions(len(losses), present)
+        names = [str(task) if self._names is None else self._names[task] for task in positions]
+        check_values(self._owner, names, losses, nonnegative=self.nonnegative_losses)
+        return self._differentiate(losses, positions)[0]
 
     def _differentiate(self, losses: Tensor, present: tuple[int, ...]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the derivatives of the objective by the losses and by the balancer's own parameters."""

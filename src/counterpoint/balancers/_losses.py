@@ -67,7 +67,7 @@ def read_losses(
         dtype = torch.promote_types(dtype, loss.dtype)
     values = torch.stack([loss.detach().to(found[0].device, dtype) for loss in found])
     step = Step(names, present, found, values)
-    _check_values(owner, step, nonnegative=nonnegative)
+    check_values(owner, step.names_of(range(len(step.losses))), step.values, nonnegative=nonnegative)
     return step
 
 
@@ -131,14 +131,14 @@ def _check_scalar(label: str, loss: Tensor) -> Tensor:
     return loss.reshape(())
 
 
-def _check_values(owner: str, step: Step, *, nonnegative: bool) -> None:
-    """Raise if a loss is not finite, or negative where that is refused.
+def check_values(owner: str, names: Sequence[str], values: Tensor, *, nonnegative: bool) -> None:
+    """Raise if a value (k,) of a loss is not finite, or negative where that is refused.
 
     Raises:
         NonFiniteError: If one is NaN or infinite.
         OptionError: If one is negative.
     """
-    by_task = dict(zip(step.names_of(range(len(step.losses))), step.values.tolist(), strict=True))
+    by_task = dict(zip(names, values.tolist(), strict=True))
     bad = tuple(task for task, value in by_task.items() if value - value != 0.0)
     if bad:
         shown = ", ".join(repr(task) for task in bad)

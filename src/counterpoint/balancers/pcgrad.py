@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.linalg import projected_rows, random_orders
+from counterpoint.linalg import nonzero_rows, projected_rows, random_orders
 
 
 def pcgrad_weights(
@@ -26,7 +26,7 @@ def pcgrad_weights(
         reduction: ``"sum"`` (the paper) or ``"mean"`` over tasks.
 
     Returns:
-        Weights, at least 1 (``"sum"``); a zero gradient is skipped as a partner and keeps weight 1.
+        Weights, at least 1 (``"sum"``); 0 for a zero gradient, which takes no part; 1/K if all are zero.
 
     Example:
         >>> pcgrad_weights(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]), torch.tensor([[1], [0]]))
@@ -37,7 +37,10 @@ def pcgrad_weights(
         released TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon in
         the division.
     """
-    weights = projected_rows(gram, orders).sum(dim=0)
+    kept = nonzero_rows(gram)
+    if not bool(kept.any()):
+        return torch.full_like(gram.diagonal(), 1 / len(gram))
+    weights = projected_rows(gram, orders).sum(dim=0) * kept
     return weights / len(gram) if reduction == "mean" else weights
 
 
