@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _COLUMNS = 1024  # columns of a block whose products stay in the dtype of the rows
+_TINY, _HUGE = 1e-24, 1e36  # squared lengths between which float32 neither underflows nor overflows
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
 _CANCELLED = 1e-14  # a square this much smaller than that of the sum of the terms' lengths is rounding
 
@@ -33,13 +34,15 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
     num_rows, num_columns = jacobian.shape
     if num_columns == 0:
         return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=jacobian.device)
+    products = _blocked_gram(jacobian)
+    squares = products.diagonal()
+    if bool(((squares > _TINY) & (squares < _HUGE)).all()):
+        return products
     peak = jacobian.abs().amax(dim=1).double()
-    extreme = ((peak > 1e12) | ((peak < 1e-12) & (peak > 0))) & torch.isfinite(peak)
-    if bool(extreme.any()):
-        exponent = torch.where(extreme, peak.log2().round(), torch.zeros_like(peak))
-        small = _blocked_gram((jacobian.double() * torch.exp2(-exponent)[:, None]).to(jacobian.dtype))
-        return small * torch.exp2(exponent[:, None]) * torch.exp2(exponent[None, :])
-    return _blocked_gram(jacobian)
+    usable = torch.isfinite(peak) & (peak > 0)
+    exponent = torch.where(usable, peak.log2().round(), torch.zeros_like(peak))
+    scaled = _blocked_gram((jacobian.double() * torch.exp2(-exponent)[:, None]).to(jacobian.dtype))
+    return scaled * torch.exp2(exponent[:, None]) * torch.exp2(exponent[None, :])
 
 
 def _blocked_gram(jacobian: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from counterpoint import linalg
 from counterpoint.errors import GraphError
-from counterpoint.gradients import measure_gram, task_gradients
+from counterpoint.gradients import Workspace, measure_gram, task_gradients
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
@@ -322,3 +322,27 @@ def test_nothing_shared():
     found.write(found.combine(torch.ones(2)), [1.0, 3.0], lambda _: None)
     assert a.grad.tolist() == [1.0, 1.0]
     assert b.grad.tolist() == [6.0, 6.0]
+
+
+def test_a_direction_that_is_a_row_does_not_alias_the_workspace():
+    """A method may return a row as it is; the next step must not change the gradient that was written."""
+    workspace = Workspace()
+    first, second = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    for leaf, factor in ((first, 3.0), (second, 7.0)):
+        losses = [(factor * leaf).sum(), (2 * factor * leaf).sum()]
+        found = task_gradients(losses, workspace=workspace)
+        found.write(found.jacobian[1], [1.0, 1.0], lambda _: None)
+    assert first.grad.tolist() == [6.0, 6.0]
+    assert second.grad.tolist() == [14.0, 14.0]
+
+
+def test_the_workspace_is_reused_and_never_copied():
+    import copy
+
+    workspace = Workspace()
+    large = workspace.matrix(3, 10, torch.float32, torch.device("cpu"))
+    small = workspace.matrix(2, 10, torch.float32, torch.device("cpu"))
+    assert small.data_ptr() == large.data_ptr()
+    assert workspace.matrix(2, 10, torch.float64, torch.device("cpu")).dtype == torch.float64
+    other = copy.deepcopy(workspace).matrix(2, 10, torch.float64, torch.device("cpu"))
+    assert other.data_ptr() != workspace.matrix(2, 10, torch.float64, torch.device("cpu")).data_ptr()

@@ -16,7 +16,7 @@ from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._state import StatefulModule
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
-from counterpoint.gradients.jacobian import Level
+from counterpoint.gradients.jacobian import Level, Workspace
 from counterpoint.gradients.reduce import (
     average_over_ranks,
     mean_over_ranks,
@@ -102,6 +102,7 @@ class Balancer(StatefulModule, ABC):
         self.tasks = None if tasks is None else tuple(tasks)
         self._names = self.tasks  # also learned from the first mapping
         self._warned: set[str] = set()
+        self._workspace = Workspace()
 
     # --- state -------------------------------------------------------------------------------------------------
 

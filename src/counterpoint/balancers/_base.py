@@ -100,7 +100,12 @@ class _GradientBalancer(Balancer):
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
             found = gradients.task_gradients(
-                step.losses, shared=call.shared, features=call.features, level=call.level, scale=scale
+                step.losses,
+                shared=call.shared,
+                features=call.features,
+                level=call.level,
+                scale=scale,
+                workspace=self._workspace,
             )
         self._average_rows(found, call)
         gram = self._gram(found, call)
@@ -159,7 +164,9 @@ class _GradientBalancer(Balancer):
         if gram is not None:
             peaks = gram.diagonal()
         elif found.jacobian.numel():
-            peaks = found.jacobian.abs().amax(dim=1)
+            peaks = torch.stack([row.sum() for row in found.jacobian])  # not finite if an entry is not
+            if not gradients.all_finite([peaks]):
+                peaks = found.jacobian.abs().amax(dim=1)
             if call.group is not None and call.level == "features":
                 peaks = mean_over_ranks(peaks, call.group)
         bad = {position for position, peak in enumerate(peaks.tolist()) if peak - peak != 0.0}

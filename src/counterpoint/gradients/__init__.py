@@ -1,6 +1,7 @@
 """The gradient engine: which parameters are shared, the gradients of each task, and their writing into ``.grad``."""
 
 from counterpoint.gradients.jacobian import TaskGradients as TaskGradients
+from counterpoint.gradients.jacobian import Workspace as Workspace
 from counterpoint.gradients.jacobian import measure_gram as measure_gram
 from counterpoint.gradients.jacobian import task_gradients as task_gradients
 from counterpoint.gradients.scope import Scope as Scope

@@ -17,6 +17,27 @@ from counterpoint.gradients.write import accumulate, backward_into
 Level = Literal["parameters", "features"]
 
 
+class Workspace:
+    """The matrix of task gradients, kept from step to step: fresh memory costs more than filling it.
+
+    Copies and pickles are empty, so nothing of it gets into a state dict or to another process.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def matrix(self, num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an uninitialized matrix; the one returned before must not be used any more."""
+        size = num_rows * num_columns
+        buffer = self._buffer
+        if buffer is None or buffer.dtype != dtype or buffer.device != device or buffer.numel() < size:
+            buffer = self._buffer = torch.empty(size, dtype=dtype, device=device)
+        return buffer[:size].view(num_rows, num_columns)
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
+        return Workspace, ()
+
+
 @dataclasses.dataclass
 class TaskGradients:
     """The task gradients of one step.
@@ -65,7 +86,10 @@ class TaskGradients:
         Raises:
             GraphError: At the level of features without weights, if a shared parameter bypasses the features.
         """
-        direction = direction if scale == 1.0 else direction * scale
+        if scale != 1.0:
+            direction = direction * scale
+        elif direction.untyped_storage().data_ptr() == self.jacobian.untyped_storage().data_ptr():
+            direction = direction.clone()  # a row as it is: the next step writes over the rows
         if self._features:
             self._write_features(direction, check, weights=weights, scale=scale)
         else:
@@ -113,6 +137,7 @@ def task_gradients(
     level: Level = "parameters",
     scale: float = 1.0,
     retain_graph: bool = False,
+    workspace: Workspace | None = None,
 ) -> TaskGradients:
     """Differentiate each loss once.
 
@@ -124,6 +149,7 @@ def task_gradients(
         level: Whether the rows are gradients of the parameters or of the features.
         scale: Each loss is multiplied by this during the backward pass, and the rows are divided by it again.
         retain_graph: Keep the graph for another backward pass.
+        workspace: Where the rows are kept; default fresh memory.
 
     Raises:
         GraphError: If features are asked for and no loss depends on them.
@@ -131,19 +157,19 @@ def task_gradients(
     features = tuple(_distinct(features))
     scope = find_scope(losses, shared=shared, features=features)
     if not features:
-        return _without_features(losses, scope, scale=scale, retain_graph=retain_graph)
+        return _without_features(losses, scope, workspace, scale=scale, retain_graph=retain_graph)
     direct = [leaf for leaf in scope.shared if leaf not in scope.through]
     heads, bypass, private = _heads(losses, scope, features, direct, scale=scale)
     crossing = any(leaf in scope.below for own in (direct, *scope.private) for leaf in own)
     passes = len(losses) if crossing else 0
     if level == "features":
-        jacobian = _empty(len(losses), features)
+        jacobian = _empty(len(losses), features, workspace)
         for row, head in zip(jacobian, heads, strict=True):
             _fill(row, head)
         return TaskGradients(_unscaled(jacobian, scale), scope, private, passes + 1, bypass, features)
     through = [leaf for leaf in scope.shared if leaf in scope.through]
     ordered = dataclasses.replace(scope, shared=(*direct, *through))
-    jacobian = _empty(len(losses), ordered.shared)
+    jacobian = _empty(len(losses), ordered.shared, workspace)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
         found = _differentiate(features, through, head, retain_graph=retain_graph or not last)
@@ -209,8 +235,10 @@ def _distinct(features: Sequence[Tensor]) -> list[Tensor]:
     return list({(feature.grad_fn, feature.output_nr): feature for feature in features}.values())
 
 
-def _without_features(losses: Sequence[Tensor], scope: Scope, *, scale: float, retain_graph: bool) -> TaskGradients:
-    jacobian = _empty(len(losses), scope.shared)
+def _without_features(
+    losses: Sequence[Tensor], scope: Scope, workspace: Workspace | None, *, scale: float, retain_graph: bool
+) -> TaskGradients:
+    jacobian = _empty(len(losses), scope.shared, workspace)
     private: list[list[Tensor | None]] = []
     for task, (loss, leaves) in enumerate(zip(losses, scope.private, strict=True)):
         last = task == len(losses) - 1
@@ -257,14 +285,15 @@ def _dense(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list
     ]
 
 
-def _empty(num_tasks: int, leaves: Sequence[Tensor]) -> Tensor:
+def _empty(num_tasks: int, leaves: Sequence[Tensor], workspace: Workspace | None) -> Tensor:
     """Return an uninitialized real matrix with a row per task and a column per element of the leaves."""
     if not leaves:
         return torch.zeros(num_tasks, 0)
     dtype = torch.float32
     for leaf in leaves:
         dtype = torch.promote_types(dtype, leaf.dtype.to_real())
-    return torch.empty(num_tasks, sum(map(_columns, leaves)), dtype=dtype, device=leaves[0].device)
+    workspace = workspace if workspace is not None else Workspace()
+    return workspace.matrix(num_tasks, sum(map(_columns, leaves)), dtype, leaves[0].device)
 
 
 def _columns(leaf: Tensor) -> int:

@@ -36,7 +36,7 @@ def find_scope(
     """Find the leaves that the losses reach, in one walk over their graph.
 
     The walk is made anew at every call, so a graph that changes between steps is never read wrongly; it costs a few
-    microseconds a node, which `perf/scope.py` measures against the backward pass.
+    microseconds a node, which `perf/overhead.py` measures against the backward pass.
 
     Args:
         losses: One tensor per task, each with a graph.
@@ -55,12 +55,14 @@ def find_scope(
     else:
         chosen = [leaf for leaf in dict.fromkeys(shared) if leaf in masks]
     balanced = set(chosen)
-    private = tuple(
-        tuple(leaf for leaf, mask in masks.items() if mask >> task & 1 and leaf not in balanced)
-        for task in range(len(losses))
-    )
+    private: list[list[Tensor]] = [[] for _ in losses]
+    for leaf, mask in masks.items():
+        while mask and leaf not in balanced:
+            lowest = mask & -mask
+            private[lowest.bit_length() - 1].append(leaf)
+            mask ^= lowest
     through = frozenset(leaf for leaf in chosen if leaf not in reach)
-    return Scope(tuple(chosen), private, through, frozenset(below))
+    return Scope(tuple(chosen), tuple(map(tuple, private)), through, frozenset(below))
 
 
 def loss_edge(loss: Tensor) -> GradientEdge:
@@ -110,16 +112,19 @@ def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]]) -> 
         while stack:
             node = stack[-1]
             if node in children:
-                finished.setdefault(stack.pop())
+                finished[stack.pop()] = None
                 continue
-            edges = node.next_functions
-            children[node] = [child for child, nr in edges if child is not None and (child, nr) not in stop]
-            stack.extend(child for child in children[node] if child not in children)
+            found = [child for child, _ in node.next_functions if child is not None]
+            if stop:
+                found = [edge[0] for edge in node.next_functions if edge[0] is not None and edge not in stop]
+            children[node] = found
+            stack += [child for child in found if child not in children]
     leaves: dict[Tensor, int] = {}
     for node in reversed(finished):
         mask = masks[node]
-        for child in children[node]:
+        found = children[node]
+        for child in found:
             masks[child] = masks.get(child, 0) | mask
-        if not children[node] and node.name().endswith("AccumulateGrad"):
+        if not found and node.name().endswith("AccumulateGrad"):
             leaves[node.variable] = mask  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
     return leaves
