@@ -210,7 +210,7 @@ def deterministic(path):
 
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_table(tmp_path):
-    """The command is killed for real with two workers, then one worker alone; the table does not show it."""
+    """The command is killed for real with two workers, then a worker alone; the table does not show it."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [*CALL, "--out", killed, "--workers", "2"], stdout=subprocess.DEVNULL, start_new_session=True
@@ -229,15 +229,10 @@ def test_killed_and_started_again_gives_the_same_table(tmp_path):
     wait_for(lambda: len(list(killed.rglob("result.json"))) > done, process)
     os.kill(worker_of(process.pid), signal.SIGKILL)
     _, err = process.communicate()
-    assert b"the worker process died" in err
-    assert process.returncode == 1
-    assert len(list(killed.rglob("error.json"))) in (1, 2)
-    assert (killed / "table.csv").exists(), "the rest has to go on"
+    assert process.returncode == 0, err
+    assert err == b"", "progress must be silent when not on a terminal"
 
-    for out in (killed, whole):
-        done = subprocess.run([*CALL, "--out", out, "--workers", "2"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == "", "progress must be silent when not on a terminal"
+    subprocess.run([*CALL, "--out", whole, "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
     assert deterministic(killed / "table.csv") == deterministic(whole / "table.csv")
     assert deterministic(whole / "table.csv")
     assert not list(killed.rglob("error.json"))

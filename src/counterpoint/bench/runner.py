@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
 import queue
 import threading
@@ -103,16 +104,17 @@ def run_many(jobs: Sequence[Job], *, workers: int, listener: Listener) -> None:
         return
     remaining = dict(enumerate(jobs))
     while remaining:
-        died = _run_pool(remaining, workers, listener)
-        for index in died:
-            message = "the worker process died (killed, or out of memory?)"
-            record = f'{{"type": "BrokenProcessPool", "error": "{message}"}}\n'
-            write_atomically(jobs[index].path / ERROR, record.encode())
-            listener(Event("failed", index, message=message))
+        for index in _run_pool(remaining, workers, listener):
+            # a process that dies takes the others of its pool with it: each job goes on alone, to find the guilty one
+            if _run_pool({index: jobs[index]}, 1, listener):
+                message = "the worker process died twice in this run (killed, or out of memory?)"
+                record = json.dumps({"type": "BrokenProcessPool", "error": message}) + "\n"
+                write_atomically(jobs[index].path / ERROR, record.encode())
+                listener(Event("failed", index, message=message))
 
 
 def _run_pool(remaining: dict[int, Job], workers: int, listener: Listener) -> list[int]:
-    """Work on jobs until all are done or a process dies; remove what ended and return the jobs that died."""
+    """Work on jobs until all are done or a process dies; remove all that began, and return those that died."""
     context = multiprocessing.get_context("spawn")
     news = context.Queue()
     running: set[int] = set()
