@@ -1,4 +1,4 @@
-"""Take the picture of a report for the README: ``python tools/screenshot.py runs/demo/report.html docs/images/report.png``."""
+"""Take the picture of a report: ``python tools/screenshot.py runs/demo/report.html docs/images/report.png``."""
 
 import shutil
 import sys
