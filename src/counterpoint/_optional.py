@@ -18,5 +18,5 @@ def require(package: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
             raise
-        message = f"{package.split('.')[0]} is not installed; install it with: pip install 'counterpoint[{extra}]'"
+        message = f"{error.name} is not installed; install it with: pip install 'counterpoint[{extra}]'"
         raise MissingExtraError(message) from error
