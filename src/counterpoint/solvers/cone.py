@@ -151,18 +151,19 @@ def _minimizer(
     y = np.where(free, 0.0, low)
     if width == 0:
         return y
+    each = np.arange(count)[:, None]
+    index = np.argsort(~free, axis=1, kind="stable")[:, :width]  # the free entries first
+    index = np.where(free[each, index], index, size)
     padded = np.zeros((size + 1, size + 1))
     padded[:size, :size] = cosine
-    index = np.argsort(~free, axis=1, kind="stable")[:, :width]  # the free entries first
-    index = np.where(np.take_along_axis(free, index, axis=1), index, size)
     blocks = padded.ravel().take(index[:, :, None] * (size + 1) + index[:, None, :])
     blocks[:, np.arange(width), np.arange(width)] = 1.0 + _SHIFT
-    right = np.zeros((count, size + 1))
-    right[:, :size] = y @ cosine
-    step = np.linalg.solve(blocks, np.take_along_axis(right, index, axis=1)[:, :, None])[:, :, 0]
-    result = np.zeros((count, size + 1))
-    np.put_along_axis(result, index, -step, axis=1)
-    return y + result[:, :size]
+    padded = np.zeros((count, size + 1))
+    padded[:, :size] = y @ cosine
+    step = np.linalg.solve(blocks, padded[each, index][:, :, None])[:, :, 0]
+    padded[:, :size], padded[:, size] = y, 0.0
+    padded[each, index] -= step
+    return padded[:, :size]
 
 
 def _violation(

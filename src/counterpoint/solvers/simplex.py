@@ -8,7 +8,7 @@ work is some twenty calls into LAPACK, and the cost of a call is three to five t
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, from_numpy
 
@@ -192,19 +192,20 @@ def _descend(
     """Solve the problem of :func:`active_set`, from a feasible point and its support if they are given."""
     cosine, inverse, linear = system[:-1, :-1], system[-1, :-1], -right[:-1]
     y, support = _first_point(system, right) if start is None else _walk(system, right, *start)
-    value = float(y @ cosine @ y) / 2 + float(linear @ y)
+    gradient, size = cosine @ y + linear, float(np.abs(linear).max())
+    value = float(y @ (gradient + linear))  # twice the objective
     for _ in range(20 * len(linear) + 20):
-        gradient = cosine @ y + linear
         slack = gradient - float(y @ gradient) * inverse
         slack[support] = 0.0
         worst = int(slack.argmin())
-        if slack[worst] >= -_SLACK * (y.max() + float(np.abs(linear).max())):
+        if slack[worst] >= -_SLACK * (float(y.max()) + size):
             break
         new, new_support = _walk(system, right, y, [*support, worst])
-        new_value = float(new @ cosine @ new) / 2 + float(linear @ new)
+        new_gradient = cosine @ new + linear
+        new_value = float(new @ (new_gradient + linear))
         if not new_value < value:
             break
-        y, support, value = new, new_support, new_value
+        y, support, gradient, value = new, new_support, new_gradient, new_value
     return y, support
 
 
@@ -220,16 +221,16 @@ def _bordered(cosine: Float[ndarray, "K K"], inverse: Float[ndarray, " K"]) -> F
 def _first_point(system: Float[ndarray, "N N"], right: Float[ndarray, " N"]) -> tuple[Float[ndarray, " K"], list[int]]:
     """Start from all rows and drop those with negative coefficients, or else from the shortest row."""
     y, inverse = np.zeros(len(right) - 1), system[-1, :-1]
-    support = np.arange(len(y))
-    while len(support):
+    support = list(range(len(y)))
+    while support:
         try:
             found = _affine_minimizer(system, right, support, strict=True)
         except np.linalg.LinAlgError:
             break
-        if (found > 0).all():
+        if found.min() > 0:
             y[support] = found
-            return y, support.tolist()
-        support = support[found > 0]
+            return y, support
+        support = [row for row, entry in zip(support, found.tolist(), strict=True) if entry > 0]
     shortest = int(inverse.argmax())
     y[shortest] = 1.0 / inverse[shortest]
     return y, [shortest]
@@ -263,7 +264,7 @@ def _walk(
 def _affine_minimizer(
     system: Float[ndarray, "N N"],
     right: Float[ndarray, "N *M"],
-    support: list[int] | Int[ndarray, " S"],
+    support: list[int],
     *,
     strict: bool = False,
 ) -> Float[ndarray, "S *M"]:
@@ -272,7 +273,7 @@ def _affine_minimizer(
     Raises:
         numpy.linalg.LinAlgError: If the system is singular and ``strict`` is given.
     """
-    index = np.append(support, len(system) - 1)
+    index = np.array([*support, len(system) - 1])
     block, values = system.take(index, axis=0).take(index, axis=1), right[index]
     try:
         found = np.linalg.solve(block, values)
