@@ -1,6 +1,7 @@
 """Projection onto the dual cone of a few rows, the vectors that have no negative product with any of them."""
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, from_numpy
@@ -12,6 +13,7 @@ _SLACK = 1e-13  # violation, relative to the largest term, that is rounding
 _SHIFT = 1e-15  # added to the diagonal of systems, so that none is singular; it moves products by less than _SLACK
 _MAX_EXCHANGES = 30  # rounds of block pivoting; 3 to 6 are usual
 _GRACE = 3  # rounds in which the number of violations need not fall
+_COMPAT = 1e-4
 _MAX_ENTRIES = 2**24  # of the systems that are solved at once
 
 
@@ -256,3 +258,14 @@ def _free_minimizer(
         singular, found = True, right
     y[index] = np.linalg.lstsq(block, right, rcond=None)[0] if singular else found
     return y
+
+
+def regularized(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
+    """Return the matrix that TorchJD projects with.
+
+    Its trace is 1, or 0 where it was below 1e-4, and 1e-4 is added to the diagonal.
+    With it the projection does not remove the conflicts of short gradients; there to reproduce results of others.
+    """
+    trace = gram.trace()
+    scaled = gram / trace if float(trace) >= _COMPAT else torch.zeros_like(gram)
+    return scaled + _COMPAT * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
