@@ -21,9 +21,11 @@ def fairgrad_weights(
     """Return the weights w > 0 with ``(A w)_i^alpha = 1 / w_i``, and the residual of the solver.
 
     ``(A w)_i`` is the rate at which a step along v = sum_i w_i g_i lowers loss i; the weights maximize the alpha-fair
-    utility of the rates. Every rate is positive. alpha = 1 is Nash bargaining without the clipping; towards 0 the
-    weights become 1 (the plain sum); towards infinity all losses fall at the same rate. For ``A -> s A`` the weights
-    scale with ``s^(-alpha / (1 + alpha))``, so v scales with ``|g|^((1 - alpha) / (1 + alpha))``.
+    utility of the rates. Every rate is positive. alpha = 1 is Nash bargaining without the clipping. Towards 0, v
+    becomes the plain sum, or its projection onto the dual cone where the sum conflicts with a task (DualProj); towards
+    infinity, all losses that need it fall at the same rate (MGDA, at another length). For ``A -> s A`` the weights
+    scale with ``s^(-alpha / (1 + alpha))``, so v scales with ``|g|^((1 - alpha) / (1 + alpha))``: for alpha above 1 it
+    gets longer, slowly and without bound, towards a Pareto-stationary point; ``max_norm`` bounds it.
 
     Args:
         gram: Inner products A of the task gradients, symmetric positive semi-definite.

@@ -96,6 +96,7 @@ def _newton(cosine: Float[ndarray, "N N"], alpha: float, demand: Float[ndarray, 
     for step in range(_MAX_STEPS):
         terms = size @ y
         gap, share = product - r, np.log(r) + (np.log(y) - demand) / alpha
+        share[((y <= _TINY) | (r <= _TINY)) & (share > 0)] = 0.0  # as good as zero, and would be smaller still
         if np.abs(share).max() <= accuracy and (np.abs(gap) <= _PRODUCT * terms).all():
             break
         if float(y @ product) <= STATIONARY * float(y.sum()) ** 2 or (step == _SUSPICIOUS and is_stationary(cosine)):
@@ -159,5 +160,6 @@ def _has_no_solution(cosine: Float[ndarray, "N N"], y: Float[ndarray, " N"]) -> 
 def _residual(
     cosine: Float[ndarray, "N N"], alpha: float, demand: Float[ndarray, " N"], y: Float[ndarray, " N"]
 ) -> float:
-    expected = np.exp(np.minimum((demand - np.log(y)) / alpha, 700.0))
-    return float((np.abs(cosine @ y - expected) / np.maximum(np.abs(cosine) @ y, expected)).max())
+    product, expected = cosine @ y, np.exp(np.minimum((demand - np.log(y)) / alpha, 700.0))
+    error = np.where((y <= _TINY) & (product > expected), 0.0, np.abs(product - expected))
+    return float((error / np.maximum(np.abs(cosine) @ y, expected)).max())
