@@ -297,6 +297,17 @@ def test_exactly_opposed_gradients(factor):
     assert float(cosines_with(aligned, rows).abs().min()) == pytest.approx(1.0) or factor == 1.0
 
 
+def test_no_direction_has_equal_angles_in_a_triangle():
+    """Three unit vectors with sum zero: (1, 1, 1) is orthogonal to the range of their cosines, up to rounding."""
+    for seed in range(20):
+        plane = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 2)))[0]
+        angles = 2 * np.pi * np.arange(3) / 3 + seed
+        rows = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], axis=1) @ plane.T)
+        rows *= torch.tensor([[1.0], [3.0], [0.2]])
+        for method in (IMTLG, ConFIG):
+            assert method(3).weights(rows @ rows.T).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_two_equal_gradients_share_evenly():
     row = torch.tensor([[1.0, 2.0, 0.3]], dtype=torch.float64)
     rows = torch.cat([row, row, torch.tensor([[0.5, -1.0, 4.0]], dtype=torch.float64)])

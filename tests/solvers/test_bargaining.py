@@ -139,6 +139,23 @@ def test_no_solution():
     assert solve(triangle, alpha=0.5)[0].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_what_counts_as_stationary_is_the_shortest_combination():
+    """Whether there is a solution does not depend on the way to it: exactly if the length is above 1e-6."""
+    answers = []
+    for seed in range(300):
+        jacobian = rows("plain", 2 + seed % 6, seed)
+        jacobian /= np.linalg.norm(jacobian, axis=1, keepdims=True)
+        weights = np.random.default_rng(seed).dirichlet(np.ones(len(jacobian)))
+        jacobian -= (weights @ jacobian) * (1 - 10.0 ** np.random.default_rng(seed).uniform(-7, -5))
+        length = shortest(jacobian)
+        if 0.95e-6 < length < 1.05e-6:
+            continue
+        answers.append(length > 1e-6)
+        for alpha in (0.5, 1.0, 2.0):
+            assert solve(jacobian, alpha=alpha)[0].any() == answers[-1]
+    assert 50 < sum(answers) < len(answers) - 50
+
+
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 def test_a_thousand_rows(alpha):
     jacobian = rows("scales", 1000, 0)

@@ -124,7 +124,7 @@ def test_the_slow_way_gives_the_same(kind, monkeypatch):
     """Lawson and Hanson's method from the bounds, which otherwise runs on what block pivoting leaves over."""
     problems = [rows(kind, 2 + seed % 9, seed) for seed in range(30)]
     expected = [project_rows(jacobian)[0] for jacobian in problems]
-    monkeypatch.setattr(cone, "_exchange", lambda cosine, low, movable: (low.copy(), np.zeros(low.shape, dtype=bool)))
+    monkeypatch.setattr(cone, "_exchange", lambda cosine, low: (low.copy(), np.zeros(low.shape, dtype=bool)))
     for jacobian, fast in zip(problems, expected, strict=True):
         slow, residual = project_rows(jacobian)
         assert residual < ROUNDING

@@ -87,12 +87,11 @@ def _project(
     low = np.eye(len(kept)) if fixed else bounds[:, kept] * lengths
     scale = lengths if fixed else np.maximum(np.abs(low).max(axis=1), np.finfo(float).tiny)
     low = low if fixed else low / scale[:, None]
-    movable = ~np.eye(len(kept), dtype=bool) if fixed else np.ones(low.shape, dtype=bool)
     size = max(1, _MAX_ENTRIES // len(kept) ** 2)
     residual = 0.0
     for start in range(0, len(low), size):
         part = slice(start, start + size)
-        y, worst = _solve(cosine, low[part], movable[part])
+        y, worst = _solve(cosine, low[part])
         residual = max(residual, worst)
         entries = np.ix_(problems[part], kept)
         found[entries] = np.where(
@@ -101,26 +100,24 @@ def _project(
     return found, residual
 
 
-def _solve(
-    cosine: Float[ndarray, "K K"], low: Float[ndarray, "N K"], movable: Bool[ndarray, "N K"]
-) -> tuple[Float[ndarray, "N K"], float]:
-    """Minimize ``y C y`` over ``y >= low`` for every row of ``low``; where not ``movable``, y stays at its bound."""
-    y, free = _exchange(cosine, low, movable)
-    violation = _violation(cosine, low, movable, y)
+def _solve(cosine: Float[ndarray, "K K"], low: Float[ndarray, "N K"]) -> tuple[Float[ndarray, "N K"], float]:
+    """Minimize ``y C y`` over ``y >= low`` for every row of ``low``."""
+    y, free = _exchange(cosine, low)
+    violation = _violation(cosine, low, y)
     for row in np.flatnonzero(~(violation <= _SLACK)):
-        y[row] = _active_set(cosine, low[row], movable[row], free[row])
-        violation[row] = _violation(cosine, low[row, None], movable[row, None], y[row, None])[0]
+        y[row] = _active_set(cosine, low[row], free[row])
+        violation[row] = _violation(cosine, low[row, None], y[row, None])[0]
     return y, float(violation.max())
 
 
 def _exchange(
-    cosine: Float[ndarray, "K K"], low: Float[ndarray, "N K"], movable: Bool[ndarray, "N K"]
+    cosine: Float[ndarray, "K K"], low: Float[ndarray, "N K"]
 ) -> tuple[Float[ndarray, "N K"], Bool[ndarray, "N K"]]:
     """Find which entries leave their bounds by block pivoting: all violations change sides at once.
 
     It mostly ends at the solution. Dependent rows can keep it from that, and it then returns any point.
     """
-    free = (low @ cosine < 0) & movable
+    free = low @ cosine < 0
     points = np.empty_like(low)
     rows = np.arange(len(low))  # not solved yet
     fewest, grace = np.full(len(low), free.shape[1] + 1), np.full(len(low), _GRACE)
@@ -129,7 +126,7 @@ def _exchange(
         y = _minimizer(cosine, lower, part)
         points[rows] = np.maximum(y, lower)
         slack = _SLACK / 2 * np.abs(y).max(axis=1, keepdims=True)
-        wrong = np.where(part, y < lower - slack, y @ cosine < -slack) & movable[rows]
+        wrong = np.where(part, y < lower - slack, y @ cosine < -slack)
         count = wrong.sum(axis=1)
         grace[rows] = np.where(count < fewest[rows], _GRACE, grace[rows] - 1)
         fewest[rows] = np.minimum(fewest[rows], count)
@@ -171,18 +168,17 @@ def _minimizer(
 def _violation(
     cosine: Float[ndarray, "K K"],
     low: Float[ndarray, "N K"],
-    movable: Bool[ndarray, "N K"],
     y: Float[ndarray, "N K"],
 ) -> Float[ndarray, " N"]:
     """Return the largest violation of ``y >= low``, ``C y >= 0`` and ``(C y)_i = 0`` where ``y_i > low_i``."""
     product = y @ cosine
     wrong = np.where(y > low, np.abs(product), np.maximum(-product, 0.0))
-    wrong = np.maximum(np.where(movable, wrong, 0.0), low - y)
+    wrong = np.maximum(wrong, low - y)
     return wrong.max(axis=1) / np.maximum(np.abs(y).max(axis=1), np.finfo(float).tiny)
 
 
 def _active_set(
-    cosine: Float[ndarray, "K K"], low: Float[ndarray, " K"], movable: Bool[ndarray, " K"], guess: Bool[ndarray, " K"]
+    cosine: Float[ndarray, "K K"], low: Float[ndarray, " K"], guess: Bool[ndarray, " K"]
 ) -> Float[ndarray, " K"]:
     """Solve one problem by Lawson and Hanson's method, for dependent rows, on which block pivoting may not end.
 
@@ -191,9 +187,9 @@ def _active_set(
     """
     y, free = _first_point(cosine, low, guess)
     best, least = y, np.inf
-    barred = ~movable
+    barred = np.zeros(len(low), dtype=bool)
     for _ in range(20 * len(low) + 20):
-        violation = float(_violation(cosine, low[None, :], movable[None, :], y[None, :])[0])
+        violation = float(_violation(cosine, low[None, :], y[None, :])[0])
         if violation < least:
             best, least = y, violation
         product = np.where(barred | free, np.inf, cosine @ y)
@@ -204,7 +200,7 @@ def _active_set(
         new_free[worst] = True
         new, new_free = _walk(cosine, low, y, new_free)
         if new_free[worst]:
-            barred = ~movable
+            barred = np.zeros(len(low), dtype=bool)
             y, free = new, new_free
         else:  # rounding: it cannot leave its bound
             barred = barred.copy()
