@@ -73,6 +73,13 @@ def test_fairgrad_equation_and_degree(seed, alpha):
     torch.testing.assert_close(scaled, expected, rtol=1e-7, atol=1e-9 * float(expected.norm()))
 
 
+@given(seeds, st.sampled_from([0.5, 1.0, 2.0]))
+def test_fairgrad_clipped(seed, alpha):
+    rows, _ = problem(seed)
+    plain, clipped = (vector(FairGrad(len(rows), alpha=alpha, max_norm=norm), rows) for norm in (None, 0.7))
+    torch.testing.assert_close(clipped, plain * min(1.0, 0.7 / float(plain.norm())), rtol=1e-9, atol=1e-12)
+
+
 @given(seeds)
 def test_fairgrad_with_alpha_one_is_nash_without_clipping(seed):
     rows, _ = problem(seed)
@@ -152,6 +159,17 @@ def test_con_fig_lengths_and_preference(seed):
     preference = torch.arange(1.0, count + 1, dtype=torch.float64)
     found = cosines_with(vector(ConFIG(count, preference=preference.tolist()), rows), rows)
     torch.testing.assert_close(found / found[0], preference, rtol=1e-7, atol=0)
+
+
+def test_con_fig_lengths_of_the_tasks_that_are_there():
+    gram = torch.diag(torch.tensor([1.0, 4.0, 16.0, 0.0], dtype=torch.float64))
+    weights = ConFIG(4, length="min").weights(gram)
+    assert float(weights @ gram @ weights) == pytest.approx(1.0)  # a zero gradient is no shortest one
+    third = ConFIG(4, length="task", length_task=2)
+    weights = third.weights(gram[1:3, 1:3], present=[1, 2])
+    assert float(weights @ gram[1:3, 1:3] @ weights) == pytest.approx(16.0)
+    weights = third.weights(gram[:2, :2], present=[0, 1])
+    assert weights.tolist() == pytest.approx(ConFIG(2).weights(gram[:2, :2]).tolist())
 
 
 def test_con_fig_of_two_tasks_is_the_sum_of_the_unit_complements():
@@ -245,8 +263,13 @@ def test_gradops_on_vectors(seed, alpha):
 
 def test_gradops_of_dependent_gradients():
     rows = torch.tensor([[1.0, 0.0], [-1.0, 2.0], [0.5, 0.5]], dtype=torch.float64)  # three in a plane
-    made = deconflicted_rows(rows @ rows.T) @ rows
-    torch.testing.assert_close(made, torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.5, 0.5]], dtype=torch.float64))
+    made = deconflicted_rows(rows @ rows.T)
+    assert made.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    nearly = rows[[0, 0, 1]] + 1e-8 * torch.eye(3, 2, dtype=torch.float64)
+    assert float(GradOPS(3).weights(nearly @ nearly.T).abs().max()) < 10
+    opposed = torch.cat([rows[:1], -rows[:1]])
+    for alpha in (-3.0, 0.0, 2.0):
+        assert GradOPS(2, alpha=alpha).weights(opposed @ opposed.T).tolist() == [0.0, 0.0]
     twin = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)  # the twins silence each other
     torch.testing.assert_close(vector(GradOPS(3), twin), torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(
@@ -351,6 +374,9 @@ def test_nash_reuses_weights_and_clips_anew():
         weights = clipped.weights(gram)
         assert float(weights @ gram @ weights) == pytest.approx(1.0)
     assert weights.tolist() == pytest.approx((torch.tensor([1.0, 0.5]) / math.sqrt(102.25)).tolist())
+    unclipped = NashMTL(2, update_every=2)
+    unclipped.weights(first)
+    assert unclipped.weights(first / 100).tolist() == pytest.approx([1.0, 0.5])  # what is kept is not clipped
 
 
 def test_nash_solves_anew_where_the_tasks_change_or_had_no_solution():
@@ -360,6 +386,10 @@ def test_nash_solves_anew_where_the_tasks_change_or_had_no_solution():
     assert balancer.weights(gram).tolist() == pytest.approx([1.0, 0.5, 0.25])  # task 2 was not in the last one
     assert balancer.weights(4 * gram).tolist() == pytest.approx([1.0, 0.5, 0.25])
     balancer.reset()
+    balancer.weights(gram[:2, :2], present=[0, 1])
+    balancer.weights(gram[1:, 1:], present=[1, 2])
+    mixed = balancer.weights(9 * gram[::2, ::2], present=[0, 2])  # from two solutions
+    assert mixed.tolist() == pytest.approx([1 / 3, 1 / 12])
     opposed = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
     two_tasks = NashMTL(2, update_every=100, max_norm=None)
     assert two_tasks.weights(opposed).tolist() == [0.0, 0.0]
