@@ -1,5 +1,6 @@
 """Linear algebra on small matrices of task gradients: Gram matrix, cosines, norms."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -173,13 +174,11 @@ def projected_rows(gram: Float[Tensor, "K K"], orders: Int[Tensor, "K K-1"]) -> 
     References:
         Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1.
     """
-    rows = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    squares = gram.diagonal()
-    usable = nonzero_rows(gram)
-    task = torch.arange(len(gram), device=gram.device)
-    for other in orders.T:  # all tasks take their next partner at once
-        product = (rows * gram[other]).sum(dim=1)
-        conflict = (product < 0) & usable[other]
-        shift = torch.where(conflict, product / torch.where(conflict, squares[other], 1.0), 0.0)
-        rows[task, other] -= shift
-    return rows
+    matrix, usable = gram.numpy(), nonzero_rows(gram).numpy()  # a loop over small arrays: NumPy's calls cost a third
+    rows = np.eye(len(matrix), dtype=matrix.dtype)
+    squares = np.where(usable, matrix.diagonal(), 1.0)
+    task = np.arange(len(matrix))
+    for other in orders.numpy().T:  # all tasks take their next partner at once
+        product = np.einsum("ij,ij->i", rows, matrix[other])
+        rows[task, other] -= np.where((product < 0) & usable[other], product / squares[other], 0.0)
+    return torch.from_numpy(rows)
