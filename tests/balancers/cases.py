@@ -152,6 +152,14 @@ CASES = (
         oracle="gradops",
     ),
     Case(
+        "pivrg",
+        "gram",
+        options=lambda k: {"references": [1.0] * k},
+        variants=({"max_norm": 1.0}, {"bound": 5.0, "min_temperature": 1.0, "task_gradients": "weighted"}),
+        claims={"permutation": True, "degree": -1 / 3, "descent": True, **_ZERO},
+        oracle="pivrg",
+    ),
+    Case(
         "msi",
         "gram",
         variants=(

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from balancers.comparison import agree
-from counterpoint.balancers import AlignedMTL, ConFIG, DualProj, FairGrad, GradOPS, NashMTL, UPGrad
+from counterpoint.balancers import PIVRG, AlignedMTL, ConFIG, DualProj, FairGrad, GradOPS, NashMTL, UPGrad
 from counterpoint.balancers.fairgrad import fairgrad_weights
 from counterpoint.balancers.gradops import deconflicted_rows
 from counterpoint.balancers.imtl_g import imtl_g_weights
 from counterpoint.balancers.nash_mtl import nash_mtl_weights
+from counterpoint.balancers.pivrg import pivrg_demands
 from counterpoint.linalg import gram
 
 
@@ -52,6 +53,18 @@ def check_fairgrad(case, jacobian):
     alpha = case["hyperparameters"]["alpha"]
     agree_in_weights_and_vector(FairGrad(len(jacobian), alpha=alpha), jacobian, case)
     assert fairgrad_weights(gram(jacobian), alpha=alpha)[1] < 1e-12
+
+
+def check_pivrg(case, jacobian):
+    options, drops = case["hyperparameters"], case["inputs"]["scores_percent_drop"]
+    bounds = {"bound": options["bound"], "min_temperature": options["min_temperature"]}
+    demands = pivrg_demands(torch.tensor(drops, dtype=torch.float64), **bounds)
+    agree(demands, case["expected"]["performance_weights"], case["tolerance_rel"])
+    balancer = PIVRG(references=[50.0] * len(drops), **bounds)
+    higher = [task % 2 == 0 for task in range(len(drops))]
+    metrics = [50 - drop / 2 if up else 50 + drop / 2 for up, drop in zip(higher, drops, strict=True)]
+    balancer.observe_metrics(metrics, higher_is_better=higher)
+    agree_in_weights_and_vector(balancer, jacobian, case)
 
 
 def check_aligned_mtl(case, jacobian):

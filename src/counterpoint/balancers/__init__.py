@@ -22,6 +22,7 @@ from counterpoint.balancers.mgda import MGDA as MGDA
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
+from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
