@@ -11,9 +11,10 @@ from counterpoint.solvers.simplex import unit_rows
 
 _SLACK = 1e-13  # violation, relative to the largest term, that is rounding
 _SHIFT = 1e-15  # added to the diagonal of systems, so that none is singular; it moves products by less than _SLACK
+_REGULAR = 50.0  # entries of an inverse up to this have 13 digits
 _MAX_EXCHANGES = 30  # rounds of block pivoting; 3 to 6 are usual
 _GRACE = 3  # rounds in which the number of violations need not fall
-_COMPAT = 1e-4
+_COMPAT = 1e-4  # both constants of TorchJD
 _MAX_ENTRIES = 2**24  # of the systems that are solved at once
 
 
@@ -42,7 +43,7 @@ def project_to_dual_cone(gram: Float[Tensor, "K K"], vector: Float[Tensor, " K"]
         arXiv:1706.08840. Block pivoting: Portugal, Judice, Vicente, "A comparison of block pivoting and interior-point
         algorithms for linear least squares problems with nonnegative variables", Math. Comp. 63, 1994.
     """
-    found, residual = _project(gram, vector.numpy()[None, :], fixed=False)
+    found, residual = _project(gram, vector.numpy()[None, :])
     return from_numpy(found[0]), residual
 
 
@@ -67,14 +68,12 @@ def project_rows_to_dual_cone(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor,
     References:
         Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv:2406.16232.
     """
-    found, residual = _project(gram, np.eye(len(gram)), fixed=True)
+    found, residual = _project(gram, np.eye(len(gram)))
     return from_numpy(found), residual
 
 
-def _project(
-    gram: Float[Tensor, "K K"], bounds: Float[ndarray, "N K"], *, fixed: bool
-) -> tuple[Float[ndarray, "N K"], float]:
-    """Solve one problem for each row of bounds; if ``fixed``, bound i is e_i and weight i stays what it is."""
+def _project(gram: Float[Tensor, "K K"], bounds: Float[ndarray, "N K"]) -> tuple[Float[ndarray, "N K"], float]:
+    """Solve one problem for each row of bounds."""
     lengths = norms(gram).numpy()
     kept = np.flatnonzero(lengths > 0)
     found = bounds.astype(float)
@@ -83,20 +82,17 @@ def _project(
     lengths = lengths[kept]
     cosine = unit_rows(gram.numpy()[np.ix_(kept, kept)], lengths)
     # unit rows have the weights y_i = v_i d_i; each problem is scaled so that its largest bound is 1
-    problems = kept if fixed else np.arange(len(bounds))
-    low = np.eye(len(kept)) if fixed else bounds[:, kept] * lengths
-    scale = lengths if fixed else np.maximum(np.abs(low).max(axis=1), np.finfo(float).tiny)
-    low = low if fixed else low / scale[:, None]
+    low = bounds[:, kept] * lengths
+    scale = np.maximum(np.abs(low).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    low = low / scale
     size = max(1, _MAX_ENTRIES // len(kept) ** 2)
     residual = 0.0
     for start in range(0, len(low), size):
         part = slice(start, start + size)
         y, worst = _solve(cosine, low[part])
         residual = max(residual, worst)
-        entries = np.ix_(problems[part], kept)
-        found[entries] = np.where(
-            y > low[part], np.maximum(y * (scale[part, None] / lengths), found[entries]), found[entries]
-        )
+        bound = bounds[part, kept]
+        found[part, kept] = np.where(y > low[part], np.maximum(y * (scale[part] / lengths), bound), bound)
     return found, residual
 
 
@@ -117,13 +113,13 @@ def _exchange(
 
     It mostly ends at the solution. Dependent rows can keep it from that, and it then returns any point.
     """
-    free = low @ cosine < 0
+    free, inverse = low @ cosine < 0, _inverse(cosine)
     points = np.empty_like(low)
     rows = np.arange(len(low))  # not solved yet
     fewest, grace = np.full(len(low), free.shape[1] + 1), np.full(len(low), _GRACE)
     for _ in range(_MAX_EXCHANGES):
         part, lower = free[rows], low[rows]
-        y = _minimizer(cosine, lower, part)
+        y = _minimizer(cosine, inverse, lower, part)
         points[rows] = np.maximum(y, lower)
         slack = _SLACK / 2 * np.abs(y).max(axis=1, keepdims=True)
         wrong = np.where(part, y < lower - slack, y @ cosine < -slack)
@@ -138,30 +134,55 @@ def _exchange(
     return points, free
 
 
+def _inverse(cosine: Float[ndarray, "K K"]) -> Float[ndarray, "K K"] | None:
+    """Return the inverse, if it has about as many digits as the matrix."""
+    try:
+        inverse = np.linalg.inv(cosine)
+    except np.linalg.LinAlgError:
+        return None
+    return inverse if np.abs(inverse).max() < _REGULAR else None
+
+
 def _minimizer(
-    cosine: Float[ndarray, "K K"], low: Float[ndarray, "N K"], free: Bool[ndarray, "N K"]
+    cosine: Float[ndarray, "K K"],
+    inverse: Float[ndarray, "K K"] | None,
+    low: Float[ndarray, "N K"],
+    free: Bool[ndarray, "N K"],
 ) -> Float[ndarray, "N K"]:
     """Return for each problem the point with ``(C y)_i = 0`` where free and ``y = low`` elsewhere.
 
+    The systems have as many equations as entries are free. Where most are, the inverse S has the smaller ones: the
+    products t = C y are 0 where free, and elsewhere ``(S t)_i = low_i``.
+    """
+    if inverse is not None and 2 * free.sum() > free.size:
+        return np.where(free, _solve_parts(inverse, ~free, low) @ inverse, low)
+    y = np.where(free, 0.0, low)
+    return y - _solve_parts(cosine, free, y @ cosine)
+
+
+def _solve_parts(
+    matrix: Float[ndarray, "K K"], used: Bool[ndarray, "N K"], right: Float[ndarray, "N K"]
+) -> Float[ndarray, "N K"]:
+    """Solve for each row the equations and unknowns that it uses; the other unknowns are 0.
+
     The systems have different sizes; they are filled up to the largest with rows of an identity matrix.
     """
-    count, size = free.shape
-    width = int(free.sum(axis=1).max(initial=0))
-    y = np.where(free, 0.0, low)
+    count, size = used.shape
+    width = int(used.sum(axis=1).max(initial=0))
     if width == 0:
-        return y
-    each = np.arange(count)[:, None]
-    index = np.argsort(~free, axis=1, kind="stable")[:, :width]  # the free entries first
-    index = np.where(free[each, index], index, size)
+        return np.zeros_like(right)
+    each, diagonal = np.arange(count)[:, None], np.arange(width)
+    index = np.argsort(~used, axis=1, kind="stable")[:, :width]  # the used ones first
+    index = np.where(used[each, index], index, size)
     padded = np.zeros((size + 1, size + 1))
-    padded[:size, :size] = cosine
+    padded[:size, :size] = matrix
     blocks = padded.ravel().take(index[:, :, None] * (size + 1) + index[:, None, :])
-    blocks[:, np.arange(width), np.arange(width)] = 1.0 + _SHIFT
+    blocks[:, diagonal, diagonal] += np.where(index == size, 1.0, _SHIFT)
     padded = np.zeros((count, size + 1))
-    padded[:, :size] = y @ cosine
-    step = np.linalg.solve(blocks, padded[each, index][:, :, None])[:, :, 0]
-    padded[:, :size], padded[:, size] = y, 0.0
-    padded[each, index] -= step
+    padded[:, :size] = right
+    found = np.linalg.solve(blocks, padded[each, index][:, :, None])[:, :, 0]
+    padded[:] = 0.0
+    padded[each, index] = found
     return padded[:, :size]
 
 
