@@ -360,6 +360,15 @@ def test_one_task_keeps_the_formula(alpha):
         assert method(1).weights(gram).tolist() == pytest.approx([1.0]), method
 
 
+@pytest.mark.parametrize("method", [IMTLG, NashMTL, FairGrad, DualProj, ConFIG, GradOPS, MGDA, UPGrad])
+def test_a_thousand_tasks(method):
+    count = 200 if method is UPGrad else 1000  # UPGrad's cost grows with K^4: 26 s for 1000
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(count, 2 * count, generator=generator, dtype=torch.float64)
+    rows *= torch.exp(6 * torch.rand(count, 1, generator=generator, dtype=torch.float64) - 3)
+    assert float(cosines_with(vector(method(count), rows), rows).min()) > -1e-10
+
+
 # --- Nash-MTL: reuse of weights -----------------------------------------------------------------------------------
 
 
