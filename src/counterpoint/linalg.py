@@ -1,5 +1,6 @@
 """Linear algebra on small matrices of task gradients: Gram matrix, cosines, norms."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 _COLUMNS_FEW, _COLUMNS_MANY, _FEW = 256, 64, 8
 _TINY, _HUGE = 1e-24, 1e36  # squared lengths between which float32 neither underflows nor overflows
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
+_DEPENDENT = 1e-12  # an eigenvalue of the cosines this much smaller than the largest one counts as zero
+_NO_DIRECTION = 1e-10  # a vector this much shorter than its terms is rounding, and has no direction
 _CANCELLED = 1e-14  # a square this much smaller than that of the sum of the terms' lengths is rounding
 
 
@@ -103,6 +106,57 @@ def combination_norms(gram: Float[Tensor, "K K"], rows: Float[Tensor, "N K"]) ->
     return torch.where(squares > _CANCELLED * terms, squares, torch.zeros_like(squares)).sqrt()
 
 
+def direction_with_cosines(gram: Float[Tensor, "K K"], cosines: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Return the weights of the unit vector in the span of the rows whose cosines with them are in given proportions.
+
+    With unit rows U the vector is ``x / |x|`` for ``x = U^+ cosines``; for dependent rows the proportions are met in
+    the sense of least squares. A zero row has weight 0.
+
+    Args:
+        gram: Inner products of the rows.
+        cosines: The proportions; only those of rows that are not zero are read.
+
+    Returns:
+        Weights of the rows themselves; all 0 if there is no such vector, as for two opposed rows.
+
+    Example:
+        >>> direction_with_cosines(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), torch.ones(2))
+        tensor([0.3536, 0.7071])
+    """
+    kept = nonzero_rows(gram).nonzero().flatten()
+    weights = torch.zeros_like(gram.diagonal())
+    if not len(kept):
+        return weights
+    lengths, target = norms(gram)[kept], cosines[kept].to(gram)
+    values, vectors = torch.linalg.eigh(cosine(gram[kept][:, kept]))
+    large = values > _DEPENDENT * values[-1]
+    parts = vectors[:, large].T @ target
+    square = float((parts * parts / values[large]).sum())
+    if square > (_NO_DIRECTION * float(target.norm())) ** 2:
+        weights[kept] = vectors[:, large] @ (parts / values[large]) / lengths / square**0.5
+    return weights
+
+
+def clip_combination(
+    gram: Float[Tensor, "K K"], weights: Float[Tensor, " K"], max_norm: float | None
+) -> Float[Tensor, " K"]:
+    """Return the weights, scaled down where the weighted sum of the rows would be longer than ``max_norm``.
+
+    Args:
+        gram: Inner products of the rows.
+        weights: Weights of the rows.
+        max_norm: Largest length, or ``None`` for no bound.
+
+    Example:
+        >>> clip_combination(torch.tensor([[4.0, 0.0], [0.0, 9.0]]), torch.tensor([2.0, 1.0]), 1.0)
+        tensor([0.4000, 0.2000])
+    """
+    if max_norm is None:
+        return weights
+    length = float(combination_norms(gram, weights[None, :])[0])
+    return weights * (max_norm / length) if length > max_norm else weights
+
+
 def random_orders(num_tasks: int, generator: torch.Generator | None = None) -> Int[Tensor, "K K-1"]:
     """Return for each task a random order of the other tasks."""
     keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
@@ -123,13 +177,11 @@ def projected_rows(gram: Float[Tensor, "K K"], orders: Int[Tensor, "K K-1"]) -> 
     References:
         Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1.
     """
-    rows = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    squares = gram.diagonal()
-    usable = nonzero_rows(gram)
-    task = torch.arange(len(gram), device=gram.device)
-    for other in orders.T:  # all tasks take their next partner at once
-        product = (rows * gram[other]).sum(dim=1)
-        conflict = (product < 0) & usable[other]
-        shift = torch.where(conflict, product / torch.where(conflict, squares[other], 1.0), 0.0)
-        rows[task, other] -= shift
-    return rows
+    matrix, usable = gram.numpy(), nonzero_rows(gram).numpy()  # a loop over small arrays: NumPy's calls cost a third
+    rows = np.eye(len(matrix), dtype=matrix.dtype)
+    squares = np.where(usable, matrix.diagonal(), 1.0)
+    task = np.arange(len(matrix))
+    for other in orders.numpy().T:  # all tasks take their next partner at once
+        product = np.einsum("ij,ij->i", rows, matrix[other])
+        rows[task, other] -= np.where((product < 0) & usable[other], product / squares[other], 0.0)
+    return torch.from_numpy(rows)

@@ -20,8 +20,9 @@ class Case:
         kind: "losses", "gram" or "jacobian".
         claims: Properties, by the name of their test: simplex (weights at least 0, sum 1), sum_k (sum K), permutation
             (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), agree (the plain sum if no two
-            gradients conflict), descent (<v, g_i> >= 0 for independent gradients), zero_weight (weight 0 for a zero
-            gradient), uniform_at_zero (1 / K if all gradients are zero).
+            gradients conflict), descent (<v, g_i> >= 0 for independent gradients), row_scale (what stays if gradients
+            are scaled, each by its own factor: "vector" or "direction"), zero_row (a zero gradient is "left out", with
+            weight 0, or "counted" in a mean over the tasks), uniform_at_zero (1 / K if all gradients are zero).
         oracle: Name of the method in the file of oracle values, "" if it is not there.
         in_expectation: Random, so claims about single results do not apply.
     """
@@ -38,7 +39,8 @@ class Case:
         return BALANCERS.create(self.key, num_tasks, **{**self.options(num_tasks), **options})
 
 
-_ZERO = {"zero_weight": True, "uniform_at_zero": True}
+_ZERO = {"zero_row": "left out", "uniform_at_zero": True}
+_COUNTED = {"zero_row": "counted", "uniform_at_zero": True}
 
 CASES = (
     Case("equal", "losses", claims={"agree": "sum"}, oracle="equal_weighting_sum"),
@@ -92,6 +94,70 @@ CASES = (
         variants=({"c": 0.0}, {"c": 1.0, "rescale": 1}, {"c": 2.0, "rescale": 2}, {"on_stationary": "zero"}),
         claims={"permutation": True, "degree": 1, **_ZERO},
         oracle="cagrad",
+    ),
+    Case(
+        "imtl_g",
+        "gram",
+        variants=({"sign_guard": False}, {"task_gradients": "weighted"}),
+        claims={"permutation": True, "degree": 1, "descent": True, "row_scale": "direction", **_ZERO},
+        oracle="imtl_g",
+    ),
+    Case(
+        "nash_mtl",
+        "gram",
+        variants=({"max_norm": None}, {"update_every": 3}, {"task_gradients": "raw"}),
+        claims={"permutation": True, "degree": 0, "descent": True, "row_scale": "vector", **_ZERO},
+        oracle="nash_mtl",
+    ),
+    Case(
+        "fairgrad",
+        "gram",
+        variants=({"alpha": 0.5}, {"alpha": 2.0, "max_norm": 1.0}, {"alpha": 5.0, "task_gradients": "weighted"}),
+        claims={"permutation": True, "degree": 0, "descent": True, "row_scale": "vector", **_ZERO},
+        oracle="fairgrad",
+    ),
+    Case(
+        "aligned_mtl",
+        "gram",
+        variants=({"scale_mode": "median"}, {"scale_mode": "rmse", "task_gradients": "weighted"}, {"eps": 1e-7}),
+        claims={"permutation": True, "degree": 1, **_COUNTED},
+        oracle="aligned_mtl",
+    ),
+    Case(
+        "upgrad",
+        "gram",
+        variants=({"torchjd_compat": True},),
+        claims={"permutation": True, "degree": 1, "agree": "mean", "descent": True, **_COUNTED},
+        oracle="upgrad",
+    ),
+    Case(
+        "dual_proj",
+        "gram",
+        variants=({"torchjd_compat": True},),
+        claims={"permutation": True, "degree": 1, "agree": "mean", "descent": True, **_COUNTED},
+        oracle="dualproj",
+    ),
+    Case(
+        "con_fig",
+        "gram",
+        variants=({"length": "min"}, {"length": "harmonic_mean"}, {"length": "task", "length_task": 0}),
+        claims={"permutation": True, "degree": 1, "descent": True, "row_scale": "direction", **_ZERO},
+        oracle="config",
+    ),
+    Case(
+        "gradops",
+        "gram",
+        variants=({"alpha": -3.0}, {"alpha": 1.0}),
+        claims={"permutation": True, "degree": 1, "agree": "sum", "descent": True, **_ZERO},
+        oracle="gradops",
+    ),
+    Case(
+        "pivrg",
+        "gram",
+        options=lambda k: {"references": [1.0] * k},
+        variants=({"max_norm": 1.0}, {"bound": 5.0, "min_temperature": 1.0, "task_gradients": "weighted"}),
+        claims={"permutation": True, "degree": -1 / 3, "descent": True, **_ZERO},
+        oracle="pivrg",
     ),
     Case(
         "msi",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancers.cases import CASES
@@ -86,7 +86,8 @@ def test_direction_is_homogeneous(case, seed, exponent):
     for _ in range(2):
         expected = direction(plain, rows, losses) * factor ** case.claims["degree"]
         found = direction(scaled, rows * factor, losses)
-        assert float((found - expected).abs().max()) <= 1e-9 * float((rows * factor).abs().max())
+        scale = float(rows.abs().max()) * factor ** case.claims["degree"]
+        assert float((found - expected).abs().max()) <= 1e-9 * scale
 
 
 @claiming("agree")
@@ -95,10 +96,12 @@ def test_gradients_that_agree_are_added(case, seed):
     rows, losses = problem(seed)
     rows = rows.abs() * 0.01 + rows.abs().max(dim=1, keepdim=True).values  # all cosines near 1, one length each
     found = direction(build(case, len(rows)), rows, losses)
-    torch.testing.assert_close(found, rows.sum(dim=0), rtol=1e-9, atol=0)
+    expected = rows.mean(dim=0) if case.claims["agree"] == "mean" else rows.sum(dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
 @claiming("descent")
+@settings(max_examples=200)
 @given(seed=seeds)
 def test_every_task_descends(case, seed):
     rows, losses = problem(seed)
@@ -107,16 +110,34 @@ def test_every_task_descends(case, seed):
     assert float(products.min()) >= -1e-12 * float(rows.norm(dim=1).max())
 
 
-@claiming("zero_weight")
+@claiming("row_scale")
 @given(seed=seeds)
-def test_a_zero_gradient_is_left_out(case, seed):
+def test_scaled_gradients(case, seed):
+    rows, losses = problem(seed)
+    factors = 10.0 ** (8 * torch.rand(len(rows), 1, generator=torch.Generator().manual_seed(seed)).double() - 4)
+    plain = direction(build(case, len(rows)), rows, losses)
+    scaled = direction(build(case, len(rows)), rows * factors, losses)
+    if case.claims["row_scale"] == "direction":
+        plain, scaled = plain / plain.norm(), scaled / scaled.norm()
+    torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-7 * float(plain.norm()))
+
+
+@claiming("zero_row")
+@given(seed=seeds)
+def test_a_zero_gradient(case, seed):
+    """Left out: the others are as if it were not there. Counted: the same, times (K - 1) / K, as in a mean."""
     rows, losses = problem(seed)
     with_zero = torch.cat([rows, torch.zeros_like(rows[:1])])
     more = torch.cat([losses, losses[:1]])
     found = call(build(case, len(rows) + 1), with_zero, more)
-    assert float(found[-1]) == 0.0
-    if not build(case, 2).generator:  # the others are as if it were not there
-        torch.testing.assert_close(found[:-1], call(build(case, len(rows)), rows, losses), rtol=1e-9, atol=1e-12)
+    share = 1.0
+    if case.claims["zero_row"] == "left out":
+        assert float(found[-1]) == 0.0
+    else:
+        share = len(rows) / (len(rows) + 1)
+    if not build(case, 2).generator:
+        expected = call(build(case, len(rows)), rows, losses) * share
+        torch.testing.assert_close(found[:-1], expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
 
 
 @claiming("uniform_at_zero")

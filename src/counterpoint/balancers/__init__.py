@@ -5,19 +5,28 @@ from counterpoint.balancers._base import BalancerReport as BalancerReport
 from counterpoint.balancers._base import GramBalancer as GramBalancer
 from counterpoint.balancers._base import JacobianBalancer as JacobianBalancer
 from counterpoint.balancers._base import LossBalancer as LossBalancer
+from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
+from counterpoint.balancers.con_fig import ConFIG as ConFIG
+from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
+from counterpoint.balancers.fairgrad import FairGrad as FairGrad
 from counterpoint.balancers.fixed import Fixed as Fixed
 from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop
+from counterpoint.balancers.gradops import GradOPS as GradOPS
 from counterpoint.balancers.gradvac import GradVac as GradVac
+from counterpoint.balancers.imtl_g import IMTLG as IMTLG
 from counterpoint.balancers.mgda import MGDA as MGDA
 from counterpoint.balancers.msi import MSI as MSI
+from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
+from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
+from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.registry import Registry
 
 BALANCERS = Registry(

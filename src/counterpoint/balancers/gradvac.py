@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint._checks import check_choice, check_range
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.linalg import combination_norms, nonzero_rows, norms, random_orders
+from counterpoint.linalg import nonzero_rows, norms, random_orders
 
 _LARGEST = 0.999  # targets nearer to 1 would divide by zero
+_CANCELLED = 1e-14  # a square this much smaller than that of the sum of the terms' lengths is rounding
 
 
 def gradvac_weights(
@@ -52,22 +54,23 @@ def gradvac_weights(
     kept = nonzero_rows(gram)
     if not bool(kept.any()):
         return torch.full_like(gram.diagonal(), 1 / len(gram)), rho.clone()
-    lengths = torch.where(kept, norms(gram), torch.ones_like(gram.diagonal()))
-    rows = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    rho = rho.clone()
-    task = torch.arange(len(gram), device=gram.device)
-    for other in orders.T:  # all tasks meet their next partner at once
-        current = combination_norms(gram, rows)
-        met = kept & kept[other] & (current > 0)
-        product = (rows * gram[other]).sum(dim=1)
-        phi = torch.where(met, product / torch.where(met, current * lengths[other], 1.0), 0.0).clamp(-1.0, 1.0)
-        target = rho[task, other].clamp(-_LARGEST, _LARGEST)
-        side = (1 - target * target).sqrt()
-        added = current * (target * (1 - phi * phi).sqrt() - phi * side) / (lengths[other] * side)
-        rows[task, other] += torch.where(met & (phi < target), added, 0.0)
-        rho[task, other] = torch.where(met, (1 - beta) * rho[task, other] + beta * phi, rho[task, other])
-    weights = torch.where(kept, 1.0, 0.0).to(gram) @ rows
-    return weights / len(gram) if reduction == "mean" else weights, rho
+    matrix, usable, targets = gram.double().numpy(), kept.numpy(), rho.double().numpy().copy()
+    lengths = np.where(usable, norms(gram).double().numpy(), 1.0)
+    rows = np.eye(len(matrix))
+    task = np.arange(len(matrix))
+    for other in orders.numpy().T:  # all tasks meet their next partner at once
+        products = rows @ matrix
+        squares, terms = np.einsum("ij,ij->i", products, rows), np.abs(rows) @ lengths
+        met = usable & usable[other] & (squares > _CANCELLED * terms * terms)
+        current = np.sqrt(np.where(met, squares, 1.0))
+        length, target = lengths[other], np.clip(targets[task, other], -_LARGEST, _LARGEST)
+        phi = np.clip(products[task, other] / (current * length), -1.0, 1.0)
+        side = np.sqrt(1 - target * target)
+        added = current * (target * np.sqrt(1 - phi * phi) - phi * side) / (length * side)
+        rows[task, other] += np.where(met & (phi < target), added, 0.0)
+        targets[task, other] += np.where(met, beta * (phi - targets[task, other]), 0.0)
+    weights = torch.from_numpy(usable @ rows).to(gram)
+    return weights / len(gram) if reduction == "mean" else weights, torch.from_numpy(targets).to(rho)
 
 
 @final

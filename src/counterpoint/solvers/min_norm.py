@@ -2,10 +2,11 @@
 
 import numpy as np
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor, from_numpy
 
 from counterpoint.linalg import norms
-from counterpoint.solvers.simplex import active_set, quadratic_residual, unit_rows
+from counterpoint.solvers.simplex import STATIONARY, active_set, quadratic_residual, unit_rows
 
 _SAME = 1e-14  # difference of cosines, or relative difference of lengths, that is rounding
 
@@ -47,3 +48,12 @@ def min_norm(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor, " K"], float]:
     weights = weights / weights.sum()
     terms = weights * lengths / float((weights * lengths) @ inverse)
     return from_numpy(weights), quadratic_residual(cosine, nothing, inverse, terms)
+
+
+def is_stationary(cosine: Float[ndarray, "K K"]) -> bool:
+    """Tell whether zero is a convex combination of unit rows, up to a millionth of the sum of its terms.
+
+    Rows of other lengths make no difference to it.
+    """
+    y = active_set(cosine, np.zeros(len(cosine)), np.ones(len(cosine)))[0]
+    return float(y @ cosine @ y) <= STATIONARY * float(y.sum()) ** 2

@@ -17,7 +17,7 @@ from counterpoint.linalg import norms
 _SLACK = 1e-13  # violation, relative to the coefficients, that is rounding and not a better point
 _RESIDUAL = 1e-10  # of a linear system; beyond it the matrix counts as singular
 _SMALLEST_RADIUS = 1e-8  # a smaller one moves the sum by less than this, and would drown the norm in rounding
-_STATIONARY = 1e-12  # square of a combination, relative to that of the sum of its terms, below which it counts as zero
+STATIONARY = 1e-12  # square of a combination, relative to that of the sum of its terms, below which it counts as zero
 _STEP = 1e-13  # relative error of the one-dimensional root
 _MAX_ROOT_STEPS = 100
 
@@ -59,7 +59,7 @@ def linear_plus_norm(gram: Float[Tensor, "K K"], c: float) -> tuple[Float[Tensor
         return from_numpy(weights), 0.0
     c = max(c, _SMALLEST_RADIUS)
     found = _root(cosine, linear, inverse, c)
-    if float(found @ cosine @ found) <= _STATIONARY * found.sum() ** 2:  # the norm has no derivative there
+    if float(found @ cosine @ found) <= STATIONARY * found.sum() ** 2:  # the norm has no derivative there
         nothing = np.zeros_like(linear)
         found = active_set(cosine, nothing, inverse)[0]
         residual = quadratic_residual(cosine, nothing, inverse, found)
@@ -91,11 +91,13 @@ def _root(
     cosine: Float[ndarray, "K K"], linear: Float[ndarray, " K"], inverse: Float[ndarray, " K"], c: float
 ) -> Float[ndarray, " K"]:
     """Find t with |v(t)| = c t, where v(t) belongs to the minimizer of |v|^2 / 2 + t linear.y."""
+    system = _bordered(cosine, inverse)
     low, high = 0.0, 2.0 / (c * float(inverse.min()))
-    t = 1.0 / c
+    t = _root_on_support(system, linear, c, list(range(len(linear))))
+    t = t if low < t < high else 1.0 / c
     point: tuple[Float[ndarray, " K"], list[int]] | None = None
     for _ in range(_MAX_ROOT_STEPS):
-        point = active_set(cosine, t * linear, inverse, point)
+        point = _descend(system, np.append(-t * linear, 1.0), point)
         y, support = point
         length = math.sqrt(max(float(y @ cosine @ y), 0.0))
         if abs(length - c * t) <= _STEP * c * t or high - low <= _STEP * high:
@@ -104,9 +106,9 @@ def _root(
             low = t
         else:
             high = t
-            if length <= math.sqrt(_STATIONARY) * y.sum():  # at the root it is shorter still
+            if length <= math.sqrt(STATIONARY) * y.sum():  # at the root it is shorter still
                 break
-        better = _root_on_support(cosine, linear, inverse, c, support)
+        better = _root_on_support(system, linear, c, support)
         if abs(better - t) <= _STEP * t:
             break
         t = better if low < better < high else _between(low, high)
@@ -119,16 +121,13 @@ def _between(low: float, high: float) -> float:
 
 
 def _root_on_support(
-    cosine: Float[ndarray, "K K"],
-    linear: Float[ndarray, " K"],
-    inverse: Float[ndarray, " K"],
-    c: float,
-    support: list[int],
+    system: Float[ndarray, "N N"], linear: Float[ndarray, " K"], c: float, support: list[int]
 ) -> float:
     """Return the root if the support stays what it is: the minimizer is x + t z, with <x, C z> = 0."""
-    block = cosine[np.ix_(support, support)]
-    x = _affine_minimizer(block, np.zeros(len(support)), inverse[support], 1.0)
-    z = _affine_minimizer(block, linear[support], inverse[support], 0.0)
+    right = np.zeros((len(system), 2))
+    right[-1, 0], right[:-1, 1] = 1.0, -linear
+    x, z = _affine_minimizer(system, right, support).T
+    block = system[np.ix_(support, support)]
     square, slope = max(float(x @ block @ x), 0.0), max(float(z @ block @ z), 0.0)
     return math.sqrt(square / (c * c - slope)) if c * c > slope else math.inf
 
@@ -166,7 +165,6 @@ def active_set(
     cosine: Float[ndarray, "K K"],
     linear: Float[ndarray, " K"],
     inverse: Float[ndarray, " K"],
-    start: tuple[Float[ndarray, " K"], list[int]] | None = None,
 ) -> tuple[Float[ndarray, " K"], list[int]]:
     """Minimize ``y C y / 2 + linear.y`` over ``y >= 0`` with ``inverse.y = 1`` by Wolfe's method.
 
@@ -178,7 +176,6 @@ def active_set(
         cosine: Symmetric positive semi-definite, ones on the diagonal.
         linear: In the range of ``cosine``, so that the problem is bounded.
         inverse: Positive, largest entry 1.
-        start: A feasible point and its support, from a problem that differs in ``linear``.
 
     Returns:
         The minimizer and its support. If rounding stops the descent, the best point so far.
@@ -186,61 +183,68 @@ def active_set(
     References:
         Wolfe, "Finding the nearest point in a polytope", Mathematical Programming 11, 1976.
     """
-    if start is None:
-        y, support = _first_point(cosine, linear, inverse)
-    else:
-        y, support = _walk(cosine, linear, inverse, *start)
-    value = float(y @ cosine @ y) / 2 + float(linear @ y)
+    return _descend(_bordered(cosine, inverse), np.append(-linear, 1.0), None)
+
+
+def _descend(
+    system: Float[ndarray, "N N"], right: Float[ndarray, " N"], start: tuple[Float[ndarray, " K"], list[int]] | None
+) -> tuple[Float[ndarray, " K"], list[int]]:
+    """Solve the problem of :func:`active_set`, from a feasible point and its support if they are given."""
+    cosine, inverse, linear = system[:-1, :-1], system[-1, :-1], -right[:-1]
+    y, support = _first_point(system, right) if start is None else _walk(system, right, *start)
+    gradient, size = cosine @ y + linear, float(np.abs(linear).max())
+    value = float(y @ (gradient + linear))  # twice the objective
     for _ in range(20 * len(linear) + 20):
-        gradient = cosine @ y + linear
         slack = gradient - float(y @ gradient) * inverse
         slack[support] = 0.0
         worst = int(slack.argmin())
-        if slack[worst] >= -_SLACK * (y.max() + float(np.abs(linear).max())):
+        if slack[worst] >= -_SLACK * (float(y.max()) + size):
             break
-        new, new_support = _walk(cosine, linear, inverse, y, [*support, worst])
-        new_value = float(new @ cosine @ new) / 2 + float(linear @ new)
+        new, new_support = _walk(system, right, y, [*support, worst])
+        new_gradient = cosine @ new + linear
+        new_value = float(new @ (new_gradient + linear))
         if not new_value < value:
             break
-        y, support, value = new, new_support, new_value
+        y, support, gradient, value = new, new_support, new_gradient, new_value
     return y, support
 
 
-def _first_point(
-    cosine: Float[ndarray, "K K"], linear: Float[ndarray, " K"], inverse: Float[ndarray, " K"]
-) -> tuple[Float[ndarray, " K"], list[int]]:
+def _bordered(cosine: Float[ndarray, "K K"], inverse: Float[ndarray, " K"]) -> Float[ndarray, "N N"]:
+    """Return the matrix of the optimality conditions under one equation: N = K + 1."""
+    size = len(inverse)
+    system = np.zeros((size + 1, size + 1))
+    system[:size, :size] = cosine
+    system[:size, size] = system[size, :size] = inverse
+    return system
+
+
+def _first_point(system: Float[ndarray, "N N"], right: Float[ndarray, " N"]) -> tuple[Float[ndarray, " K"], list[int]]:
     """Start from all rows and drop those with negative coefficients, or else from the shortest row."""
-    y = np.zeros(len(linear))
-    support = np.arange(len(linear))
-    while len(support):
+    y, inverse = np.zeros(len(right) - 1), system[-1, :-1]
+    support = list(range(len(y)))
+    while support:
         try:
-            found = _affine_minimizer(
-                cosine[np.ix_(support, support)], linear[support], inverse[support], 1.0, strict=True
-            )
+            found = _affine_minimizer(system, right, support, strict=True)
         except np.linalg.LinAlgError:
             break
-        if (found > 0).all():
+        if found.min() > 0:
             y[support] = found
-            return y, support.tolist()
-        support = support[found > 0]
+            return y, support
+        support = [row for row, entry in zip(support, found.tolist(), strict=True) if entry > 0]
     shortest = int(inverse.argmax())
     y[shortest] = 1.0 / inverse[shortest]
     return y, [shortest]
 
 
 def _walk(
-    cosine: Float[ndarray, "K K"],
-    linear: Float[ndarray, " K"],
-    inverse: Float[ndarray, " K"],
-    y: Float[ndarray, " K"],
-    support: list[int],
+    system: Float[ndarray, "N N"], right: Float[ndarray, " N"], y: Float[ndarray, " K"], support: list[int]
 ) -> tuple[Float[ndarray, " K"], list[int]]:
     """Go to the minimizer over the affine hull of the support; at each wall, drop a row and try again."""
-    support = list(support)
+    support, inverse = list(support), system[-1, :-1]
     current = y[support]
     while True:
-        target = _affine_minimizer(cosine[np.ix_(support, support)], linear[support], inverse[support], 1.0)
-        if (target > 0).all():
+        target = _affine_minimizer(system, right, support)
+        if target.min() > 0:
             current = target
             break
         blocked = np.flatnonzero(target <= 0)
@@ -258,32 +262,26 @@ def _walk(
 
 
 def _affine_minimizer(
-    block: Float[ndarray, "S S"],
-    linear: Float[ndarray, " S"],
-    inverse: Float[ndarray, " S"],
-    total: float,
+    system: Float[ndarray, "N N"],
+    right: Float[ndarray, "N *M"],
+    support: list[int],
     *,
     strict: bool = False,
-) -> Float[ndarray, " S"]:
-    """Minimize ``y C y / 2 + linear.y`` subject to ``inverse.y = total``; the signs are free.
+) -> Float[ndarray, "S *M"]:
+    """Solve the optimality conditions on a support; the signs are free.
 
     Raises:
         numpy.linalg.LinAlgError: If the system is singular and ``strict`` is given.
     """
-    size = len(linear)
-    system = np.zeros((size + 1, size + 1))
-    system[:size, :size] = block
-    system[:size, size] = system[size, :size] = inverse
-    right = np.append(-linear, total)
+    index = np.array([*support, len(system) - 1])
+    block, values = system.take(index, axis=0).take(index, axis=1), right[index]
     try:
-        found = np.linalg.solve(system, right)
-        error = np.abs(system @ found - right).max()
-        singular = not error <= _RESIDUAL * (1 + np.abs(found).max())
+        found = np.linalg.solve(block, values)
+        singular = not np.abs(block @ found - values).max() <= _RESIDUAL * (1 + np.abs(found).max())
     except np.linalg.LinAlgError:
         if strict:
             raise
-        singular = True
-        found = right
+        singular, found = True, values
     if singular and strict:
         raise np.linalg.LinAlgError("the rows are affinely dependent")
-    return (np.linalg.lstsq(system, right, rcond=None)[0] if singular else found)[:size]
+    return (np.linalg.lstsq(block, values, rcond=None)[0] if singular else found)[:-1]
