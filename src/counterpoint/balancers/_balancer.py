@@ -87,9 +87,7 @@ class Balancer(StatefulModule, ABC):
     task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
     nonnegative_losses: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()  # keys of NEEDS: what the training loop has to serve
-    loss_form: ClassVar[str] = (
-        "task"  # "task": a scalar each; "instance": (N,); "cross": (K,), of head k on all targets
-    )
+    loss_form: ClassVar[str] = "task"  # or "instance": (N,), or "cross": (K,), head k on all targets
     num_batches: ClassVar[int] = 1  # of one step; the losses of the others are given as ``more``
 
     def __init__(

@@ -85,7 +85,9 @@ class StatefulModule(nn.Module):
         for generator, state in generators:
             generator.set_state(state)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride] - the rest is passed on as it comes
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         for name in self._lazy:
             saved = state_dict.get(prefix + name)
             if saved is not None:  # its shape was not known here until now
