@@ -52,14 +52,30 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
 
 def _blocked_gram(jacobian: Tensor) -> Tensor:
     """Sum the products of column blocks in float64."""
-    num_rows, num_columns = jacobian.shape
+    return cross_gram(jacobian, jacobian)
+
+
+def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
+    """Return the symmetric part of the inner products between two sets of rows, in float64.
+
+    Args:
+        first: One row per task.
+        second: The same, of the same dtype; usually such that the product is symmetric but for rounding.
+
+    Example:
+        >>> cross_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[11.]], dtype=torch.float64)
+    """
+    num_rows, num_columns = first.shape
     width = _COLUMNS_FEW if num_rows <= _FEW else _COLUMNS_MANY
     whole = num_columns - num_columns % width
-    blocks = jacobian[:, :whole].unflatten(1, (-1, width)).transpose(0, 1)  # (blocks, K, columns)
-    total = torch.bmm(blocks, blocks.mT).double().sum(dim=0)
+    total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=first.device)
+    if whole:
+        # (blocks, K, columns)
+        left, right = (rows[:, :whole].unflatten(1, (-1, width)).transpose(0, 1) for rows in (first, second))
+        total = torch.bmm(left, right.mT).double().sum(dim=0)
     if whole < num_columns:
-        rest = jacobian[:, whole:]
-        total = total + (rest @ rest.mT).double()
+        total = total + (first[:, whole:] @ second[:, whole:].mT).double()
     return (total + total.mT) / 2
 
 

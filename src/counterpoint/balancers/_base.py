@@ -17,6 +17,8 @@ from counterpoint.balancers._report import make_report
 from counterpoint.errors import NonFiniteError, ShapeError
 from counterpoint.gradients.reduce import gather_columns, mean_over_ranks, together
 
+Found = gradients.TaskGradients | gradients.LayerGradients
+
 
 class LossBalancer(Balancer):
     """A balancer that reads losses only: one scalar objective, one backward pass."""
@@ -99,14 +101,7 @@ class _GradientBalancer(Balancer):
     def _backward(self, step: Step, call: Call) -> BalancerReport:
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
-            found = gradients.task_gradients(
-                step.losses,
-                shared=call.shared,
-                features=call.features,
-                level=call.level,
-                scale=scale,
-                workspace=self._workspace,
-            )
+            found = self._task_gradients(step, call, scale)
         self._average_rows(found, call)
         gram = self._gram(found, call)
         bad = self._bad_rows(found, gram, call)
@@ -120,7 +115,8 @@ class _GradientBalancer(Balancer):
         else:
             with together(self._owner, call.group):
                 weights, direction = self._balance(found, gram, step, call)
-                if not gradients.all_finite([direction] if weights is None else [weights, direction]):
+                pieces = [direction] if isinstance(direction, Tensor) else direction
+                if not gradients.all_finite(pieces if weights is None else [weights, *pieces]):
                     raise self._nonfinite(step, [], "combined gradient")
             if weights is not None and self.task_gradients == "weighted":
                 private_weights = weights.tolist()
@@ -132,13 +128,30 @@ class _GradientBalancer(Balancer):
             if overflow and call.scaler is None:
                 raise self._nonfinite(step, [])
 
-        found.write(direction, private_weights, check, weights=weights, scale=scale)
+        found.write(direction, private_weights, check, weights=weights, scale=scale)  # type: ignore[arg-type]
         shown = None if bad else weights
         return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
 
-    def _average_rows(self, found: gradients.TaskGradients, call: Call) -> None:
+    def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
+        """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""
+        if self.reads == "gram" and call.group is None and call.level == "parameters":
+            found = gradients.layer_gradients(
+                step.losses, shared=call.shared, features=call.features, scale=scale, workspace=self._workspace
+            )
+            if found is not None:
+                return found
+        return gradients.task_gradients(
+            step.losses,
+            shared=call.shared,
+            features=call.features,
+            level=call.level,
+            scale=scale,
+            workspace=self._workspace,
+        )
+
+    def _average_rows(self, found: Found, call: Call) -> None:
         """Average the private gradients, and the rows if they are gradients of parameters, over a group."""
-        if call.group is None:
+        if call.group is None or isinstance(found, gradients.LayerGradients):
             return
         for leaves, own in zip(found.scope.private, found.private, strict=True):
             for position, (leaf, gradient) in enumerate(zip(leaves, own, strict=True)):
@@ -148,7 +161,7 @@ class _GradientBalancer(Balancer):
         private = [gradient for own in found.private for gradient in own if gradient is not None]
         self._average([*rows, *private], call.group)
 
-    def _gram(self, found: gradients.TaskGradients, call: Call) -> Tensor | None:
+    def _gram(self, found: Found, call: Call) -> Tensor | None:
         """Return the Gram matrix, of the whole batch if it is spread over a group, for methods that read it."""
         if self.reads != "gram":
             return None
@@ -158,12 +171,12 @@ class _GradientBalancer(Balancer):
             gram = mean_over_ranks(gram, call.group) / dist.get_world_size(call.group)
         return gram
 
-    def _bad_rows(self, found: gradients.TaskGradients, gram: Tensor | None, call: Call) -> list[int]:
+    def _bad_rows(self, found: Found, gram: Tensor | None, call: Call) -> list[int]:
         """Return the positions of the tasks whose gradient is not finite anywhere."""
         peaks = torch.zeros(len(found.private))
         if gram is not None:
             peaks = gram.diagonal()
-        elif found.jacobian.numel():
+        elif isinstance(found, gradients.TaskGradients) and found.jacobian.numel():
             peaks = torch.stack([row.sum() for row in found.jacobian])  # not finite if an entry is not
             if not gradients.all_finite([peaks]):
                 peaks = found.jacobian.abs().amax(dim=1)
@@ -177,8 +190,8 @@ class _GradientBalancer(Balancer):
 
     @abstractmethod
     def _balance(
-        self, found: gradients.TaskGradients, gram: Tensor | None, step: Step, call: Call
-    ) -> tuple[Tensor | None, Tensor]:
+        self, found: Found, gram: Tensor | None, step: Step, call: Call
+    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
         """Return task weights, if the method has any, and the combined row."""
 
 
@@ -221,11 +234,11 @@ class GramBalancer(_GradientBalancer):
 
     def _balance(
         self,
-        found: gradients.TaskGradients,
+        found: Found,
         gram: Tensor | None,
         step: Step,
         call: Call,  # noqa: ARG002
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
         assert gram is not None
         weights = self.weights(gram, step.values, present=step.present)
         return weights, found.combine(weights)
@@ -271,11 +284,12 @@ class JacobianBalancer(_GradientBalancer):
 
     def _balance(
         self,
-        found: gradients.TaskGradients,
+        found: Found,
         gram: Tensor | None,  # noqa: ARG002 - no Gram matrix is made
         step: Step,
         call: Call,
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
+        assert isinstance(found, gradients.TaskGradients)
         with torch.no_grad():
             if call.group is None or call.level == "parameters":
                 result = self.aggregate(found.jacobian, step.values, step.present)

@@ -4,6 +4,8 @@ from counterpoint.gradients.jacobian import TaskGradients as TaskGradients
 from counterpoint.gradients.jacobian import Workspace as Workspace
 from counterpoint.gradients.jacobian import measure_gram as measure_gram
 from counterpoint.gradients.jacobian import task_gradients as task_gradients
+from counterpoint.gradients.products import LayerGradients as LayerGradients
+from counterpoint.gradients.products import layer_gradients as layer_gradients
 from counterpoint.gradients.scope import Scope as Scope
 from counterpoint.gradients.scope import find_scope as find_scope
 from counterpoint.gradients.write import accumulate as accumulate

@@ -93,7 +93,7 @@ class TaskGradients:
         if self._features:
             self._write_features(direction, check, weights=weights, scale=scale)
         else:
-            for leaf, gradient in zip(self.scope.shared, _split(direction, self.scope.shared), strict=True):
+            for leaf, gradient in zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True):
                 accumulate(leaf, gradient)
         for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
             for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -119,7 +119,7 @@ class TaskGradients:
                 f"level='features': {len(past)} shared parameters are reached past the features and a "
                 "method without task weights has no gradient for them; use level='parameters'"
             )
-        seeds = _split(direction, self._features)
+        seeds = split_row(direction, self._features)
         # in the order of the scope, which is that of the graph and so the same in every process; a set has none
         through = [leaf for leaf in self.scope.shared if leaf in self.scope.through]
         backward_into(self._features, seeds, through, check)
@@ -163,18 +163,18 @@ def task_gradients(
     crossing = any(leaf in scope.below for own in (direct, *scope.private) for leaf in own)
     passes = len(losses) if crossing else 0
     if level == "features":
-        jacobian = _empty(len(losses), features, workspace)
+        jacobian = empty_rows(len(losses), features, workspace)
         for row, head in zip(jacobian, heads, strict=True):
-            _fill(row, head)
-        return TaskGradients(_unscaled(jacobian, scale), scope, private, passes + 1, bypass, features)
+            fill_row(row, head, features)
+        return TaskGradients(unscaled(jacobian, scale), scope, private, passes + 1, bypass, features)
     through = [leaf for leaf in scope.shared if leaf in scope.through]
     ordered = dataclasses.replace(scope, shared=(*direct, *through))
-    jacobian = _empty(len(losses), ordered.shared, workspace)
+    jacobian = empty_rows(len(losses), ordered.shared, workspace)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
         found = _differentiate(features, through, head, retain_graph=retain_graph or not last)
         # the trunk's part still has the loss scale in it
-        _fill(row, [*bypass[task], *(_unscaled(gradient, scale) for gradient in _dense(found, through))])
+        fill_row(row, [*bypass[task], *(None if g is None else unscaled(g, scale) for g in found)], ordered.shared)
     return TaskGradients(jacobian, ordered, private, passes + len(losses))
 
 
@@ -204,8 +204,8 @@ def _heads(
         by_leaf = dict(zip([*near, *far], [*found[len(features) :], *whole], strict=True))
         used = used or any(gradient is not None for gradient in found[: len(features)])
         heads.append(_dense(found[: len(features)], features))
-        bypass.append([_unscaled(g, scale) for g in _dense([by_leaf[leaf] for leaf in direct], direct)])
-        private.append([None if g is None else _unscaled(g, scale) for g in map(by_leaf.get, own)])
+        bypass.append([unscaled(g, scale) for g in _dense([by_leaf[leaf] for leaf in direct], direct)])
+        private.append([None if g is None else unscaled(g, scale) for g in map(by_leaf.get, own)])
     if not used:
         raise GraphError("features: no loss depends on the features; pass the tensors that the heads were given")
     return heads, bypass, private
@@ -238,17 +238,17 @@ def _distinct(features: Sequence[Tensor]) -> list[Tensor]:
 def _without_features(
     losses: Sequence[Tensor], scope: Scope, workspace: Workspace | None, *, scale: float, retain_graph: bool
 ) -> TaskGradients:
-    jacobian = _empty(len(losses), scope.shared, workspace)
+    jacobian = empty_rows(len(losses), scope.shared, workspace)
     private: list[list[Tensor | None]] = []
     for task, (loss, leaves) in enumerate(zip(losses, scope.private, strict=True)):
         last = task == len(losses) - 1
         seed = [torch.full_like(loss, scale)]
         inputs = [*scope.shared, *leaves]
         found = _differentiate([loss_edge(loss)], inputs, seed, retain_graph=retain_graph or not last)
-        _fill(jacobian[task], _dense(found[: len(scope.shared)], scope.shared))
+        fill_row(jacobian[task], found[: len(scope.shared)], scope.shared)
         own = found[len(scope.shared) :]
-        private.append([None if gradient is None else _unscaled(gradient, scale) for gradient in own])
-    return TaskGradients(_unscaled(jacobian, scale), scope, private, len(losses))
+        private.append([None if gradient is None else unscaled(gradient, scale) for gradient in own])
+    return TaskGradients(unscaled(jacobian, scale), scope, private, len(losses))
 
 
 def measure_gram(
@@ -285,7 +285,7 @@ def _dense(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list
     ]
 
 
-def _empty(num_tasks: int, leaves: Sequence[Tensor], workspace: Workspace | None) -> Tensor:
+def empty_rows(num_tasks: int, leaves: Sequence[Tensor], workspace: Workspace | None) -> Tensor:
     """Return an uninitialized real matrix with a row per task and a column per element of the leaves."""
     if not leaves:
         return torch.zeros(num_tasks, 0)
@@ -300,16 +300,21 @@ def _columns(leaf: Tensor) -> int:
     return leaf.numel() * (2 if leaf.is_complex() else 1)  # real and imaginary part
 
 
-def _fill(row: Tensor, pieces: Sequence[Tensor]) -> None:
-    """Copy tensors one behind the other into a row."""
+def fill_row(row: Tensor, gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> None:
+    """Copy gradients one behind the other into a row: zeros for a missing one, a sparse one made dense."""
     start = 0
-    for piece in pieces:
-        real = torch.view_as_real(piece.resolve_conj()) if piece.is_complex() else piece
-        row[start : start + real.numel()].view(real.shape).copy_(real)
-        start += real.numel()
+    for gradient, leaf in zip(gradients, leaves, strict=True):
+        stop = start + _columns(leaf)
+        if gradient is None:
+            row[start:stop].zero_()
+        else:
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+            row[start:stop].view(real.shape).copy_(real)
+        start = stop
 
 
-def _split(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+def split_row(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Cut a row into tensors of the shape, dtype and device of the leaves."""
     pieces = direction.split([_columns(leaf) for leaf in leaves]) if leaves else ()
     return [
@@ -320,5 +325,6 @@ def _split(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _unscaled(gradient: Tensor, scale: float) -> Tensor:
+def unscaled(gradient: Tensor, scale: float) -> Tensor:
+    """Divide by the loss scale, if there is one."""
     return gradient if scale == 1.0 else gradient / scale

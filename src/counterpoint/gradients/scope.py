@@ -1,12 +1,15 @@
 """Which leaves of the graph the tasks share, found by one walk over the graph of this call."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from counterpoint.errors import GraphError
+
+# nodes that hold a leaf, or pass a weight on to the operation that uses it
+_CARRIERS = frozenset({"torch::autograd::AccumulateGrad", "AccumulateGrad", "TBackward0", "ToCopyBackward0"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +22,16 @@ class Scope:
             the caller left out of ``shared`` stands in the list of every loss that reaches it.
         through: The shared leaves that the losses reach through the features only.
         below: All leaves that the features reach, balanced or not.
+        nodes: The node of the graph that accumulates the gradient of each leaf.
+        parents: The nodes that use such a node, or one that only passes a weight on.
     """
 
     shared: tuple[Tensor, ...]
     private: tuple[tuple[Tensor, ...], ...]
     through: frozenset[Tensor] = frozenset()
     below: frozenset[Tensor] = frozenset()
+    nodes: Mapping[Tensor, Node] = dataclasses.field(default_factory=dict, repr=False)
+    parents: Mapping[Node, Sequence[Node]] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def find_scope(
@@ -47,8 +54,10 @@ def find_scope(
     Raises:
         GraphError: If a feature tensor has no graph below it.
     """
-    reach = _reach([loss_edge(loss) for loss in losses], stop=feature_edges(features))
-    below = _reach([get_gradient_edge(feature) for feature in features], stop=frozenset())
+    nodes: dict[Tensor, Node] = {}
+    uses: dict[Node, dict[Node, None]] = {}
+    reach = _reach([loss_edge(loss) for loss in losses], feature_edges(features), nodes, uses)
+    below = _reach([get_gradient_edge(feature) for feature in features], frozenset(), nodes, uses)
     masks = {**reach, **dict.fromkeys(below, (1 << len(losses)) - 1)}  # features count as used by every task
     if shared is None:
         chosen = [leaf for leaf, mask in masks.items() if leaf in below or mask & (mask - 1)]
@@ -62,7 +71,8 @@ def find_scope(
             private[lowest.bit_length() - 1].append(leaf)
             mask ^= lowest
     through = frozenset(leaf for leaf in chosen if leaf not in reach)
-    return Scope(tuple(chosen), tuple(map(tuple, private)), through, frozenset(below))
+    parents = {node: tuple(above) for node, above in uses.items()}
+    return Scope(tuple(chosen), tuple(map(tuple, private)), through, frozenset(below), nodes, parents)
 
 
 def loss_edge(loss: Tensor) -> GradientEdge:
@@ -99,8 +109,16 @@ def feature_edges(features: Sequence[Tensor]) -> frozenset[tuple[Node, int]]:
     return frozenset((edge.node, edge.output_nr) for edge in map(get_gradient_edge, features))
 
 
-def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]]) -> dict[Tensor, int]:
-    """Map each leaf to the bit mask of the roots that reach it without passing an edge of ``stop``."""
+def _reach(
+    roots: Sequence[GradientEdge],
+    stop: frozenset[tuple[Node, int]],
+    nodes: dict[Tensor, Node],
+    uses: dict[Node, dict[Node, None]],
+) -> dict[Tensor, int]:
+    """Map each leaf to the bit mask of the roots that reach it without passing an edge of ``stop``.
+
+    Adds to ``nodes`` the node of each leaf, and to ``uses`` what uses it or a node that only passes a weight on.
+    """
     children: dict[Node, list[Node]] = {}
     finished: dict[Node, None] = {}  # children before parents, as a depth-first walk leaves them
     masks: dict[Node, int] = {}
@@ -120,11 +138,16 @@ def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]]) -> 
             children[node] = found
             stack += [child for child in found if child not in children]
     leaves: dict[Tensor, int] = {}
+    carriers = {node for node in finished if node.name() in _CARRIERS}
     for node in reversed(finished):
         mask = masks[node]
         found = children[node]
         for child in found:
             masks[child] = masks.get(child, 0) | mask
-        if not found and node.name().endswith("AccumulateGrad"):
-            leaves[node.variable] = mask  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
+            if child in carriers:
+                uses.setdefault(child, {})[node] = None
+        if node in carriers and not found:
+            leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
+            leaves[leaf] = mask
+            nodes[leaf] = node
     return leaves
