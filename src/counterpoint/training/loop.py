@@ -265,6 +265,7 @@ class _Loop:
         metrics = {split: evaluate(self.model, self.tasks, loader) for split, loader in self.evals.items()}
         score = None if self.options.selection != "best" else validation_score(metrics["val"], self.directions)
         rate = self.raw_optimizer.param_groups[0]["lr"]
+        self._tell_metrics(metrics["val"])
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(validation_score(metrics["val"], self.directions))
         elif self.scheduler is not None and not self.options.step_schedule:
@@ -284,6 +285,15 @@ class _Loop:
             "weights": weights,
             **metrics,
         }
+
+    def _tell_metrics(self, metrics: dict[str, dict[str, float]]) -> None:
+        """Give the primary validation metrics to a balancer that asks for them."""
+        if "metrics" in self.balancer.needs:
+            primary = {task.name: task.primary_metric for task in self.tasks}
+            self.balancer.observe_metrics(
+                {task: metrics[task][name] for task, name in primary.items()},
+                higher_is_better={task: self.directions[task][name] for task, name in primary.items()},
+            )
 
     def _state(self) -> dict[str, Any]:
         return {
