@@ -62,7 +62,7 @@ class DWA(LossBalancer):
     source = "Liu, Johns, Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv:1803.10704"
     provenance = "paper (Eq. 7)"
     scale = "weights sum to K"
-    needs_epochs = True
+    needs = frozenset({"epochs"})
 
     loss_mean: Tensor
     loss_count: Tensor
