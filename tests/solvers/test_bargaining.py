@@ -1,7 +1,5 @@
 """The bargaining weights against their equation, conic programming, least squares and closed forms."""
 
-import time
-
 import cvxpy
 import numpy as np
 import pytest
@@ -159,11 +157,9 @@ def test_what_counts_as_stationary_is_the_shortest_combination():
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 def test_a_thousand_rows(alpha):
     jacobian = rows("scales", 1000, 0)
-    begin = time.perf_counter()
     weights, residual = solve(jacobian, alpha=alpha)
     assert residual < 1e-10
     assert (weights > 0).all()
-    assert time.perf_counter() - begin < 20  # measured: 0.5 to 2
 
 
 def test_a_solver_that_stops_early_says_so(monkeypatch):

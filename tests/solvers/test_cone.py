@@ -1,7 +1,6 @@
 """The projection onto the dual cone against least squares, enumeration, conic programming and its conditions."""
 
 import itertools
-import time
 
 import cvxpy
 import numpy as np
@@ -172,10 +171,8 @@ def test_zero_and_opposed_rows():
 
 def test_many_rows():
     """One vector among a thousand rows; all of 150 rows."""
-    begin = time.perf_counter()
     assert project(rows("scales", 1000, 0), np.full(1000, 1e-3))[1] < 1e-12
     assert project_rows(rows("scales", 150, 0))[1] < 1e-12
-    assert time.perf_counter() - begin < 20  # measured: 0.5 and 0.1
 
 
 def test_problems_in_several_batches_are_the_same(monkeypatch):

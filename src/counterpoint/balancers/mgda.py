@@ -13,7 +13,7 @@ from counterpoint.errors import OptionError
 from counterpoint.linalg import nonzero_rows, norms
 from counterpoint.solvers.min_norm import min_norm
 
-_RESIDUAL = 1e-9  # rounding gives 1e-14
+_RESIDUAL = 1e-6  # float64 gives 1e-14; a singular matrix of rows in float32 about the accuracy of its entries
 _SMALLEST = 1e-12  # a loss is divided by, and may be zero
 
 

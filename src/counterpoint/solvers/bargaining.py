@@ -15,6 +15,7 @@ _SAME = 1e-14  # difference of cosines that is rounding
 _PRODUCT = 1e-14  # error of C y, relative to the terms of its sum, that is rounding
 _SHARE = 1e-13  # error of the logarithm of a share that is rounding
 _SHRINK, _GROW = 5.0, 1e3  # bounds of one relative step: the smallest entries follow the others, they do not lead
+_FAILED = 1e-6  # a residual that is no rounding
 _TINY, _HUGE = 1e-140, 1e140  # keeps logarithms and squares finite; a weight this small is zero
 
 
@@ -66,11 +67,12 @@ def bargain(
     np.logaddexp.at(total, group, demand - level)
     block = cosine[np.ix_(first, first)]
     y = _newton(block, alpha, total)
-    if y is None or _has_no_solution(block, y):
+    residual = 0.0 if y is None else _residual(block, alpha, total, y)
+    if y is None or _has_no_solution(block, y, residual):
         return from_numpy(weights), 0.0
     part = demand - level - total[group]
     weights[kept] = np.exp(np.log(y[group]) + part + level / (1 + alpha) - np.log(lengths))
-    return from_numpy(weights), _residual(block, alpha, total, y)
+    return from_numpy(weights), residual
 
 
 def _equal_rows(cosine: Float[ndarray, "K K"]) -> tuple[Int[ndarray, " N"], Int[ndarray, " K"]]:
@@ -123,16 +125,19 @@ def _solve(system: Float[ndarray, "N N"], right: Float[ndarray, " N"]) -> Float[
         return np.linalg.lstsq(system, right, rcond=None)[0]
 
 
-def _has_no_solution(cosine: Float[ndarray, "N N"], y: Float[ndarray, " N"]) -> bool:
+def _has_no_solution(cosine: Float[ndarray, "N N"], y: Float[ndarray, " N"], residual: float) -> bool:
     """Tell whether zero is in the convex hull; the products of the solution mostly rule it out without a search.
 
-    For the shortest combination m of the unit rows ``min_i (C y)_i <= <m, y> <= |m| |y|``, lengths in the sense of C.
+    For the shortest combination m of the unit rows ``min_i (C y)_i <= <m, y> <= |m| |y|``, lengths in the sense of C. A
+    matrix from rounded rows can have a negative eigenvalue, and then no solution at all; that eigenvalue shows how
+    accurate the matrix is, and what is shorter than that counts as zero.
     """
     product = cosine @ y
     bound = float(product.min())
     if bound > 0 and bound**2 > STATIONARY * float(y @ product):
         return False
-    return is_stationary(cosine)
+    noise = max(0.0, -float(np.linalg.eigvalsh(cosine)[0])) if residual > _FAILED else 0.0
+    return is_stationary(cosine, tolerance=max(STATIONARY, len(cosine) * noise))
 
 
 def _residual(

@@ -11,6 +11,7 @@ from counterpoint.solvers.simplex import unit_rows
 
 _SLACK = 1e-13  # violation, relative to the largest term, that is rounding
 _SHIFT = 1e-15  # added to the diagonal of systems, so that none is singular; it moves products by less than _SLACK
+_LARGE_SHIFT = 1e-7  # the same for a matrix that is only accurate to float32
 _REGULAR = 50.0  # entries of an inverse up to this have 13 digits
 _MAX_EXCHANGES = 30  # rounds of block pivoting; 3 to 6 are usual
 _GRACE = 3  # rounds in which the number of violations need not fall
@@ -180,7 +181,10 @@ def _solve_parts(
     blocks[:, diagonal, diagonal] += np.where(index == size, 1.0, _SHIFT)
     padded = np.zeros((count, size + 1))
     padded[:, :size] = right
-    found = np.linalg.solve(blocks, padded[each, index][:, :, None])[:, :, 0]
+    try:
+        found = np.linalg.solve(blocks, padded[each, index][:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:  # of a matrix with a negative eigenvalue, from rounding
+        found = np.linalg.solve(blocks + _LARGE_SHIFT * np.eye(width), padded[each, index][:, :, None])[:, :, 0]
     padded[:] = 0.0
     padded[each, index] = found
     return padded[:, :size]

@@ -50,10 +50,12 @@ def min_norm(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor, " K"], float]:
     return from_numpy(weights), quadratic_residual(cosine, nothing, inverse, terms)
 
 
-def is_stationary(cosine: Float[ndarray, "K K"]) -> bool:
-    """Tell whether zero is a convex combination of unit rows, up to a millionth of the sum of its terms.
+def is_stationary(cosine: Float[ndarray, "K K"], *, tolerance: float = STATIONARY) -> bool:
+    """Tell whether zero is a convex combination of unit rows. Rows of other lengths make no difference to it.
 
-    Rows of other lengths make no difference to it.
+    Args:
+        cosine: Inner products of the unit rows.
+        tolerance: Square of a combination, relative to that of the sum of its terms, below which it counts as zero.
     """
     y = active_set(cosine, np.zeros(len(cosine)), np.ones(len(cosine)))[0]
-    return float(y @ cosine @ y) <= STATIONARY * float(y.sum()) ** 2
+    return float(y @ cosine @ y) <= tolerance * float(y.sum()) ** 2
