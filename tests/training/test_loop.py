@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from counterpoint import training
+from counterpoint import balancers, training
 from counterpoint.errors import OptionError
 from counterpoint.training.memory import PeakMemory
 from counterpoint.training.seed import epoch_generator, rng_state, seed_everything, set_rng_state
@@ -107,3 +107,29 @@ def test_peak_memory_sees_a_large_tensor():
 def test_bad_options(options, message):
     with pytest.raises(OptionError, match=message):
         training.FitOptions(**options)
+
+
+class Watching(balancers.LossBalancer):
+    """Remembers what it was told."""
+
+    key = "watching"
+    needs = frozenset({"metrics"})
+
+    def __init__(self, num_tasks=None, *, tasks=None):
+        super().__init__(num_tasks, tasks)
+        self.seen = []
+
+    def objective(self, losses, *, present=None):
+        return losses.sum()
+
+    def observe_metrics(self, values, *, higher_is_better):
+        self.seen.append((dict(values), dict(higher_is_better)))
+
+
+def test_validation_metrics_are_given_to_a_balancer_that_asks(make, tmp_path):
+    run = make()
+    run.balancer = Watching(tasks=["a", "b"])
+    fit(run, tmp_path)
+    records = [r for r in read(tmp_path) if r["kind"] == "epoch"]
+    told = [{task: record["val"][task]["accuracy"] for task in ("a", "b")} for record in records]
+    assert run.balancer.seen == [(values, {"a": True, "b": True}) for values in told]
