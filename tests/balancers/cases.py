@@ -60,6 +60,14 @@ CASES = (
         claims={"permutation": True},
         oracle="uncertainty_weighting",
     ),
+    Case("imtl_l", "losses", variants=({"initial": -0.5},), claims={"permutation": True}, oracle="imtl_l"),
+    Case(
+        "uw_so",
+        "losses",
+        variants=({"temperature": 20.0}, {"form": "inverse"}),
+        claims={"permutation": True, "simplex": True},
+        oracle="uw_so",
+    ),
     Case("gls", "losses", claims={"permutation": True}, oracle="gls"),
     Case("dwa", "losses", variants=({"period": 1},), claims={"permutation": True, "sum_k": True}, oracle="dwa"),
     Case(

@@ -11,9 +11,11 @@ from counterpoint.balancers import (
     BALANCERS,
     DWA,
     GLS,
+    IMTLL,
     MGDA,
     MSI,
     RLW,
+    UWSO,
     CAGrad,
     Fixed,
     GradDrop,
@@ -42,6 +44,10 @@ ONES = torch.ones(2, dtype=torch.float64)
         ("uncertainty", {"form": ["half"]}, "2 values"),
         ("uncertainty", {"regularizer": "l2"}, "log1p"),
         ("uncertainty", {"initial": 1000.0}, "80"),
+        ("imtl_l", {"initial": 1000.0}, "80"),
+        ("imtl_l", {"initial": [0.0]}, "2 values"),
+        ("uw_so", {"temperature": 0.0}, "temperature"),
+        ("uw_so", {"form": "linear"}, "inverse"),
         ("dwa", {"temperature": 0.0}, "temperature"),
         ("dwa", {"period": 0}, "period"),
         ("dwa", {"period": 2.5}, "period"),
@@ -344,3 +350,32 @@ def test_weights_of_losses_that_make_no_sense(losses, error, message):
 def test_a_zero_gradient_has_weight_zero_in_pcgrad():
     weights = balancers.create("pcgrad", 3).weights(torch.diag(torch.tensor([2.0, 0.0, 3.0])))
     assert weights.tolist() == [1.0, 0.0, 1.0]
+
+
+# --- IMTL-L, UW-SO ----------------------------------------------------------------------------------------------------
+
+
+def test_imtl_l_learns_the_inverse_of_each_loss():
+    balancer = IMTLL(2).double()
+    losses = torch.tensor([0.2, 5.0], dtype=torch.float64)
+    optimizer = torch.optim.SGD(balancer.parameters(), lr=0.1)
+    for _ in range(500):
+        optimizer.zero_grad()
+        balancer.objective(losses).backward()
+        optimizer.step()
+    assert torch.allclose(balancer.weights(None, losses), 1 / losses, rtol=1e-9)
+
+
+def test_uw_so_of_a_zero_loss_and_of_the_scale():
+    losses = torch.tensor([0.0, 1.0, 1.0])
+    assert UWSO(3).weights(None, losses).tolist() == [1.0, 0.0, 0.0]
+    assert UWSO(2).weights(None, torch.zeros(2)).tolist() == [0.5, 0.5]
+    first, second = UWSO(2), UWSO(2, temperature=4.0)
+    losses = torch.tensor([0.5, 0.8], dtype=torch.float64)
+    assert torch.allclose(first.weights(None, 4 * losses), second.weights(None, losses))  # a factor is a temperature
+
+
+@pytest.mark.parametrize("key", ["imtl_l", "uw_so"])
+def test_inverse_losses_refuse_negative_ones(key):
+    with pytest.raises(OptionError, match="losses of at least 0"):
+        balancers.create(key, 2).weights(None, torch.tensor([1.0, -1.0]))

@@ -17,8 +17,10 @@ from counterpoint.balancers import (
     DWA,
     GLS,
     IMTLG,
+    IMTLL,
     MGDA,
     RLW,
+    UWSO,
     AlignedMTL,
     CAGrad,
     ConFIG,
@@ -149,6 +151,24 @@ def check_uncertainty_weighting(case, jacobian):
     at_optimum = Uncertainty(len(jacobian), initial=expected["s_optimum"]).double()
     at_optimum.backward(torch.ones(1, dtype=torch.float64, requires_grad=True) * losses)
     assert all(abs(float(s.grad)) < 1e-7 for s in at_optimum.parameters())  # s was rounded to float32 on the way in
+
+
+def check_imtl_l(case, jacobian):
+    losses, expected = torch.tensor(case["inputs"]["losses"], dtype=torch.float64), case["expected"]
+    balancer = IMTLL(len(jacobian)).double()
+    total = balancer.objective(losses)
+    by_own = torch.stack(torch.autograd.grad(total, list(balancer.parameters())))
+    agree(total.detach(), expected["total_at_0"], case["tolerance_rel"])
+    agree(by_own, expected["s_gradient_at_0"], case["tolerance_rel"])
+    weights = IMTLL(len(jacobian), initial=expected["s_optimum"]).double().weights(None, losses)
+    close(weights * losses, [1.0] * len(jacobian), 1e-6)  # s was rounded to float32 on the way in
+
+
+def check_uw_so(case, jacobian):
+    losses, expected = torch.tensor(case["inputs"]["losses"], dtype=torch.float64), case["expected"]
+    found = UWSO(len(jacobian), temperature=case["hyperparameters"]["T"]).weights(None, losses)
+    agree(found, expected["weights"], case["tolerance_rel"])
+    agree(UWSO(len(jacobian), form="inverse").weights(None, losses), expected["uw_o_weights"], case["tolerance_rel"])
 
 
 def check_dwa(case, jacobian):

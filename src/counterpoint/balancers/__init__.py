@@ -18,6 +18,7 @@ from counterpoint.balancers.graddrop import GradDrop as GradDrop
 from counterpoint.balancers.gradops import GradOPS as GradOPS
 from counterpoint.balancers.gradvac import GradVac as GradVac
 from counterpoint.balancers.imtl_g import IMTLG as IMTLG
+from counterpoint.balancers.imtl_l import IMTLL as IMTLL
 from counterpoint.balancers.mgda import MGDA as MGDA
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
@@ -27,6 +28,7 @@ from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
+from counterpoint.balancers.uw_so import UWSO as UWSO
 from counterpoint.registry import Registry
 
 BALANCERS = Registry(
