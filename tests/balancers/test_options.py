@@ -372,6 +372,7 @@ def test_uw_so_of_a_zero_loss_and_of_the_scale():
     assert UWSO(2).weights(None, torch.zeros(2)).tolist() == [0.5, 0.5]
     first, second = UWSO(2), UWSO(2, temperature=4.0)
     losses = torch.tensor([0.5, 0.8], dtype=torch.float64)
+    assert float(first.weights(None, losses).sum()) == pytest.approx(1.0, abs=1e-12)
     assert torch.allclose(first.weights(None, 4 * losses), second.weights(None, losses))  # a factor is a temperature
 
 
