@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format readme clean
 
+# a dozen methods of every kind, so that it ends within two or three minutes; without --balancers all are compared
+DEMO := uncertainty dwa mgda pcgrad graddrop cagrad imtl_g nash_mtl aligned_mtl upgrad pomsi
+
 demo: $(VENV)/.bench
-	$(BIN)/counterpoint compare digits --out runs/demo
+	$(BIN)/counterpoint compare digits --balancers $(DEMO) --out runs/demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
