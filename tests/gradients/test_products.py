@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.balancers import PCGrad
+from counterpoint.errors import NonFiniteError
 from counterpoint.gradients import layer_gradients, task_gradients
 from counterpoint.linalg import gram
 
@@ -263,3 +264,37 @@ def test_autocast():
     assert all(
         piece.shape == leaf.shape for piece, leaf in zip(found.combine(torch.ones(4)), found.leaves, strict=True)
     )
+
+
+def test_a_loss_scale_leaves_no_trace():
+    trunk, heads = net()
+    z = trunk(torch.randn(8, 40))
+    losses = [head(z).square().mean() for head in heads]
+    plain = layer_gradients(losses, always=True, retain_graph=True)
+    scaled = layer_gradients(losses, always=True, retain_graph=True, scale=1024.0)
+    assert plain is not None
+    assert scaled is not None
+    torch.testing.assert_close(scaled.gram(), plain.gram())
+    for mine, theirs in zip(scaled.combine(torch.ones(4)), plain.combine(torch.ones(4)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    for mine, theirs in zip(scaled.private, plain.private, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_task_parameters_with_one_gradient_get_memory_of_their_own():
+    trunk, _ = net()
+    first, second = (torch.zeros(48, requires_grad=True) for _ in range(2))
+    z = trunk(torch.randn(8, 40))
+    PCGrad(2).backward([(z + (first + second)).square().mean(), z.tanh().mean()])
+    assert first.grad is not None
+    assert second.grad is not None
+    assert first.grad.data_ptr() != second.grad.data_ptr()
+
+
+def test_nan_in_one_task_names_it_and_writes_nothing():
+    trunk, heads = net()
+    z = trunk(torch.randn(8, 40))
+    bad = (heads[1](z) - heads[1](z).detach()).abs().sqrt().mean()  # its value is 0, its gradient is not finite
+    with pytest.raises(NonFiniteError, match="task '1'"):
+        PCGrad(2).backward([heads[0](z).square().mean(), bad])
+    assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])

@@ -95,7 +95,7 @@ class LayerGradients:
         for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
-                    accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient)
+                    accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
 
 
 def layer_gradients(
