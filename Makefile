@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format readme clean
 
-# a dozen methods of every kind, so that it ends within two or three minutes; without --balancers all are compared
-DEMO := uncertainty dwa mgda pcgrad graddrop cagrad imtl_g nash_mtl aligned_mtl upgrad pomsi
+# some methods of every kind, beside equal and random weights, so that it ends within two or three minutes; without
+# --balancers all are compared
+DEMO := uncertainty mgda pcgrad graddrop cagrad nash_mtl upgrad pomsi
 
 demo: $(VENV)/.bench
 	$(BIN)/counterpoint compare digits --balancers $(DEMO) --out runs/demo
