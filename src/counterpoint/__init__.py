@@ -7,6 +7,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from counterpoint._optional import missing_extra
 from counterpoint._version import __version__ as __version__
 
 __all__ = [
@@ -49,7 +50,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> ModuleType:
     if name in __all__:
-        return importlib.import_module(f"counterpoint.{name}")
+        try:
+            return importlib.import_module(f"counterpoint.{name}")
+        except ModuleNotFoundError as error:
+            if (missing := missing_extra(error)) is None:
+                raise
+            raise missing from error
     raise AttributeError(f"module 'counterpoint' has no attribute {name!r}")
 
 

@@ -36,6 +36,10 @@ class SolverError(CounterpointError, RuntimeError):
     """A solver was given a problem that it cannot solve."""
 
 
+class RunError(CounterpointError, RuntimeError):
+    """A run stopped for a reason that is not one of these; its folder has the traceback."""
+
+
 class FileError(CounterpointError, OSError):
     """A file or folder is missing, damaged, not writable or belongs to something else."""
 

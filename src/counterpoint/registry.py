@@ -122,6 +122,8 @@ class Registry(Generic[T]):
     def _import(self, name: str) -> type[T]:
         """Import ``"package.module:Class"``."""
         module_name, _, attribute = name.partition(":")
+        if not module_name or not attribute or module_name.startswith("."):
+            raise UnknownNameError(f"{self.kind} {name!r}: a class of your own is named package.module:Class")
         try:
             found = getattr(importlib.import_module(module_name), attribute, None)
         except ModuleNotFoundError as error:
@@ -158,7 +160,9 @@ class Registry(Generic[T]):
         for option in options:
             if option not in valid:
                 shown = [option for option in valid if option not in self.given]
-                hint = nearest(option, shown) or f"; its options: {', '.join(shown) or 'none'}"
+                hint = (
+                    nearest(option, shown) or nearest(option, valid) or f"; its options: {', '.join(shown) or 'none'}"
+                )
                 raise OptionError(f"{member.__name__} has no option {option!r}{hint}")
 
     def describe(self, name: str) -> Description:

@@ -17,7 +17,7 @@ from counterpoint.bench.comparison import read_comparison
 from counterpoint.bench.recipes import digits
 from counterpoint.bench.run_config import override
 from counterpoint.bench.runner import Event
-from counterpoint.errors import FileError
+from counterpoint.errors import FileError, OptionError
 
 SMALL = [
     ("training.epochs", "3"),
@@ -192,6 +192,48 @@ def test_a_damaged_comparison_is_named(tmp_path, finished):
     (tmp_path / "compare.yaml").write_text("methods: [equal]\n")
     with pytest.raises(FileError, match=r"compare\.yaml: must have methods, seeds, run and tasks"):
         load_compare(tmp_path)
+
+
+@pytest.mark.parametrize("tasks", ["3", "[3]", "[{name: left}]"])
+def test_tasks_of_a_comparison_that_are_none(tmp_path, finished, tasks):
+    content = (finished / "compare.yaml").read_text()
+    (tmp_path / "compare.yaml").write_text(content[: content.index("\ntasks:")] + f"\ntasks: {tasks}\n")
+    with pytest.raises(FileError, match=r"compare\.yaml: damaged .*delete it"):
+        load_compare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("timing.json", None, "timing.json: missing"),
+        ("timing.json", "{}", "timing.json: not whole"),
+        ("result.json", "{", "result.json: not valid JSON"),
+        ("metrics.jsonl", None, "metrics.jsonl: has 0 epochs, result.json counts 3"),
+        ("metrics.jsonl", "{\n", "metrics.jsonl:1: not valid JSON"),
+        ("config.yaml", "seed: 7\n", "made by another configuration"),
+        ("config.yaml", "", "config.yaml: damaged"),
+    ],
+)
+def test_a_damaged_run_counts_as_failed_and_the_rest_is_shown(finished, tmp_path, name, content, message):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    path = folder / "runs" / "pcgrad" / "seed1" / name
+    path.unlink() if content is None else path.write_text(content)
+    rows = {row.method: row for row in read_comparison(folder).rows}
+    assert message in rows["pcgrad"].errors[1]
+    assert math.isnan(rows["pcgrad"].final.delta["tasks"].values[1])
+    assert math.isfinite(rows["pcgrad"].final.delta["tasks"].values[0])
+    assert rows["rlw"].errors == {}
+    failed = [event for event in compare(folder) if event.kind == "failed"]
+    assert [message in event.message for event in failed] == [True], "the command says so, too"
+    shutil.rmtree(path.parent)
+    assert not [event for event in compare(folder) if event.kind == "failed"], "the cure does not help"
+    assert {row.method: row.errors for row in read_comparison(folder).rows}["pcgrad"] == {}
+
+
+def test_seeds_that_no_generator_takes():
+    with pytest.raises(OptionError, match="a seed must be a whole number from 0 to 4294967295, got 4294967296"):
+        make_config(digits(), ["pcgrad"], [0, 2**32])
 
 
 def deterministic(path):

@@ -64,10 +64,10 @@ def test_numbers_written_like_1e_minus_3_are_numbers():
     ("path", "value", "message"),
     [
         ("balncer", "x", "no option --balncer; did you mean balancer"),
-        ("training.epoch", "1", "no key 'training.epoch'; did you mean epochs"),
+        ("training.epoch", "1", "no key 'training.epoch'; did you mean training.epochs"),
         ("training.epochs.more", "1", "has no parts"),
         ("training.epochs", "1.5", 'key "training.epochs"'),
-        ("data.tasks", "[", "is no value"),
+        ("data.tasks", "[", r"'\[' cannot be read \(expected the node content"),
         ("training", "1", "--training is a section; its options: training.epochs"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["trian"], "no verb is called 'trian'; did you mean train?"),
-        (["list", "balancer"], "invalid choice: 'balancer'"),
+        (["list", "balancer"], "no list is called 'balancer'; did you mean balancers?"),
         (["show", "pcgrd"], "did you mean pcgrad"),
         (["train", "digts"], "no recipe and no file is called 'digts'; did you mean digits?"),
         (["train", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
@@ -139,7 +139,7 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
         (["train", "digits", "--balancer", "cagrad", "--balancer.c", "much"], 'option "c"'),
         (["train", "digits", "--balancer", "cagrad", "--balancer.c", "-1"], "CAGrad: c must be"),
         (["train", "digits", "--balancer.tasks", "[left]"], "tasks is set by the run"),
-        (["train", "digits", "--training.epoch", "3"], "no key 'training.epoch'; did you mean epochs"),
+        (["train", "digits", "--training.epoch", "3"], "no key 'training.epoch'; did you mean training.epochs"),
         (
             ["train", "digits", "--epochs", "3"],
             "no option '--epochs' in counterpoint train; did you mean --training.epochs?",
@@ -148,7 +148,32 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
         (["train", "digits", "--training.epochs", "three"], 'key "training.epochs"'),
         (["train", "digits", "--training.epochs", "0"], "training: epochs must be"),
         (["train", "digits", "--training.epochs"], "--training.epochs needs a value"),
-        (["train", "digits", "--training", "3"], "no option '--training'"),
+        (["train", "digits", "--training", "3"], "--training is a section; its options: training.epochs"),
+        (["train", "digits", "--training.threads", "-1"], "training: threads must be in [0"),
+        (["train", "digits", "--training.accelerator", "gpuu"], "did you mean gpu"),
+        (["train", "digits", "--seed", "-1"], "a seed must be a whole number from 0 to 4294967295, got -1"),
+        (["train", "digits", "--seed", str(10**20)], "a seed must be"),
+        (["train", "digits", "--seed", "x"], "invalid int value: 'x'; see counterpoint train --help"),
+        (["train", "digits", "--data.tasks", "[left, left]"], "tasks must be different names"),
+        (["train", "digits", "--data.tasks", "left"], "got left; a list is written [a, b]"),
+        (["train", "digits", "--balancer", ":Mine"], "is named package.module:Class"),
+        (["train", "digits", "--balancer", ".mine:Mine"], "is named package.module:Class"),
+        (["train", "digits", "--scheduler", "StepLR"], "StepLR needs step_size"),
+        (["train", "digits", "--scheduler", "StepLR", "--scheduler.step_size", "0"], "StepLR cannot take a step"),
+        (["train", "digits", "--scheduler", "StepLR", "--scheduler.step_size", "x"], "StepLR cannot take a step"),
+        (
+            ["train", "digits", "--scheduler", "ReduceLROnPlateau", "--scheduler.every_step", "true"],
+            "set scheduler.every_step to false",
+        ),
+        (["train", "digits", "--optimizer", "SparseAdam"], "SparseAdam cannot take a step"),
+        (["train", "digits", "--optimizer.betas", "[0.9]"], "Adam does not take"),
+        (["train", "digits", "--optimizer.lr", "much"], "Adam does not take"),
+        (["train", "digits", "--optimizer.groups", "[{match: '('}]"], "'(' is no regular expression"),
+        (["train", "digits", "--model.backbone_options.hidden", "-3"], "SmallConv: hidden must be in [1"),
+        (["train", "digits", "--model.backbone_options.widths", "[0]"], "SmallConv: each of widths"),
+        (["train", "digits", "--model.head_options.hidden", "0"], "Classifier: hidden must be in [1"),
+        (["--jso"], "no option '--jso'"),
+        (["--versoin"], "did you mean --version"),
         (["train", "digits", "--training.precision", "16-mixed"], "precision must be one of"),
         (["train", "digits", "--optimizer", "Adamm"], "did you mean"),
         (["train", "digits", "--optimizer.lrr", "0.1"], "Adam has no option 'lrr'; did you mean lr"),
@@ -172,6 +197,9 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
         ),
         (["compare", "digits", "--seeds", "1", "1"], "seeds must be different"),
         (["compare", "digits", "--seeds", "x"], "invalid int value: 'x'"),
+        (["compare", "digits", "--seeds", "0", "-1"], "a seed must be"),
+        (["compare", "digits", "--model.backbone_options.hidden", "0"], "SmallConv: hidden must be in [1"),
+        (["compare", "digits", "--optimizer.groups", "[{match: zzz}]"], "'zzz' fits no parameter"),
         (["compare", "digits", "--workers", "0"], "--workers must be at least 1"),
         (["compare", "digits", "--data.tasks", "[left]"], "at least two tasks"),
         (["report", "nowhere"], "nowhere: no comparison there"),
@@ -183,8 +211,9 @@ def test_bad_calls_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_
     code, err, out = failing(arguments, capsys)
     assert code == 2
     assert message in err
-    assert err.strip().splitlines()[-1].startswith("counterpoint")
-    assert "Traceback" not in err + out
+    assert err.startswith("counterpoint")
+    assert err.count("\n") == 1, "not one line"
+    assert out == ""
     assert list(tmp_path.iterdir()) == [], "something was written"
 
 
@@ -192,10 +221,19 @@ def test_bad_yaml_files(capsys, tmp_path):
     for content, message in [
         ("training:\n\tepochs: 1\n", "line 2, column 1"),
         ("trainin: {}\n", "no key 'trainin'; did you mean training?"),
-        ("optimizer:\n  groups:\n    - {mach: head}\n", "no key 'optimizer.groups.mach'; did you mean match?"),
+        (
+            "optimizer:\n  groups:\n    - {mach: head}\n",
+            "did you mean optimizer.groups.match?",
+        ),
         ("- 1\n", "a configuration is a mapping of sections, got list"),
         ("", "empty"),
         ("seed: hello\n", 'key "seed"'),
+        ("seed: 1\nseed: 2\n", "line 2, column 1: the key 'seed' is given twice"),
+        ("data:\n", "data must be a section of its own, got None; write data: {name: ...}"),
+        ("data: digits\n", "data must be a section of its own, got 'digits'"),
+        ("training: 3\n", "training must be a section of its own, got 3"),
+        ("optimizer: {lr: 0.1}\n", "no key 'optimizer.lr'"),
+        ("optimizer: {lr: 0.1}\n", "goes under optimizer.options"),
     ]:
         path = tmp_path / "run.yaml"
         path.write_text(content)
@@ -216,6 +254,41 @@ def test_a_folder_of_another_run_and_one_that_cannot_be_written(capsys, tmp_path
     code, err, _ = failing(["train", "digits", *QUICK, "--out", str(tmp_path / "file" / "run")], capsys)
     assert code == 2
     assert "cannot be written" in err
+
+
+def test_a_class_that_raises_gets_one_line_and_leaves_its_traceback(capsys, tmp_path):
+    call = ["train", "digits", *QUICK, "--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1", "--out", str(tmp_path)]
+    call += ["--scheduler.total_steps", "1", "--scheduler.every_step", "true"]
+    code, err, _ = failing(call, capsys)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert err.startswith("counterpoint: error: ValueError: Tried to step 2 times")
+    assert err.endswith(f"the traceback is in {tmp_path / 'error.json'}\n")
+    left = json.loads((tmp_path / "error.json").read_text())
+    assert left["type"] == "ValueError"
+    assert "Traceback" in left["traceback"]
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path):
+    script = """
+import sys
+for name in ("yaml", "rich", "jsonargparse", "lightning_fabric", "docstring_parser"):
+    sys.modules[name] = None
+import counterpoint
+from counterpoint.cli.main import main
+codes = [main(call.split()) for call in ("show pcgrad", "train digits", "compare digits", "report x")]
+try:
+    counterpoint.training
+except counterpoint.errors.MissingExtraError as error:
+    codes.append(str(error))
+print(codes)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("[2, 2, 2, 2, ")
+    lines = [*done.stderr.splitlines(), done.stdout]
+    assert len(lines) == 5
+    assert all("is not installed; install it with: pip install 'counterpoint[bench]'" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_has_exit_code_1_and_leaves_its_error(capsys, tmp_path):

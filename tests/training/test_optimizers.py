@@ -4,7 +4,7 @@ from torch import nn
 
 from counterpoint import balancers
 from counterpoint.errors import OptionError, UnknownNameError
-from counterpoint.training.optimizers import build_optimizer, build_scheduler
+from counterpoint.training.optimizers import build_optimizer, build_scheduler, rehearse
 
 MODEL = nn.ModuleDict({"trunk": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
 
@@ -46,8 +46,10 @@ def test_frozen_parameters_are_left_out():
     [
         ("Adm", {}, [], UnknownNameError, "did you mean .*Adam"),
         ("SGD", {"momentm": 0.9}, [], OptionError, "SGD has no option 'momentm'; did you mean momentum"),
-        ("SGD", {"lr": -1.0}, [], OptionError, "SGD: Invalid learning rate"),
+        ("SGD", {"lr": -1.0}, [], OptionError, r"SGD does not take {'lr': -1.0}: Invalid learning rate"),
         ("SGD", {"lr": 0.1}, [("had", {})], OptionError, "'had' fits no parameter"),
+        ("SGD", {"lr": 0.1}, [("(", {})], OptionError, r"'\(' is no regular expression"),
+        ("Adam", {"betas": [0.9]}, [], OptionError, "Adam does not take"),
         ("LBFGS", {}, [], OptionError, "evaluates the loss several times"),
     ],
 )
@@ -67,5 +69,30 @@ def test_schedules():
     assert optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(OptionError, match="StepLR has no option 'gama'; did you mean gamma"):
         build_scheduler("StepLR", {"gama": 0.1}, optimizer)
+    with pytest.raises(OptionError, match=r"StepLR needs step_size; give it as scheduler\.options\.step_size"):
+        build_scheduler("StepLR", {}, optimizer)
     with pytest.raises(UnknownNameError, match=r"did you mean .*MultiStepLR"):
         build_scheduler("MultistepL", {}, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "options", "every_step", "message"),
+    [
+        ("SparseAdam", None, {}, False, "SparseAdam cannot take a step with these options"),
+        ("SGD", "StepLR", {"step_size": 0}, False, "StepLR cannot take a step with these options"),
+        ("SGD", "ReduceLROnPlateau", {}, True, "set scheduler.every_step to false"),
+    ],
+)
+def test_what_only_a_step_finds(optimizer, scheduler, options, every_step, message):
+    built = build_optimizer(optimizer, {}, [], nn.Linear(1, 1))
+    with pytest.raises(OptionError, match=message):
+        rehearse(built, build_scheduler(scheduler, options, built), every_step=every_step)
+
+
+def test_sound_options_pass_the_rehearsal():
+    for optimizer, options in (("Adam", {"capturable": True}), ("SGD", {"lr": 0.1}), ("Adafactor", {})):
+        rehearse(build_optimizer(optimizer, options, [], nn.Linear(1, 1)), None, every_step=False)
+    schedules = {"StepLR": {"step_size": 3}, "ReduceLROnPlateau": {}, "CosineAnnealingLR": {"T_max": 3}}
+    for scheduler, options in schedules.items():
+        built = build_optimizer("SGD", {"lr": 0.1}, [], nn.Linear(1, 1))
+        rehearse(built, build_scheduler(scheduler, options, built), every_step=False)

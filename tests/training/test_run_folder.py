@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from counterpoint.training import RunFolder
 from counterpoint.training.run_folder import (
     first_difference,
     load_checkpoint,
+    read_finished,
     read_json,
     read_records,
     read_yaml,
@@ -93,6 +95,9 @@ def test_no_part_of_a_checkpoint_is_read_as_whole(tmp_path_factory, cut):
 
 
 def test_a_foreign_file_is_no_checkpoint(tmp_path):
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(FileError, match="not a checkpoint of this program"):
+        load_checkpoint(tmp_path / "list.pt")
     torch.save({"f": os.path.join}, tmp_path / "last.pt")
     with pytest.raises(FileError, match="not a checkpoint of this program"):
         load_checkpoint(tmp_path / "last.pt")
@@ -143,3 +148,85 @@ def test_first_difference_finds_missing_keys():
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert first_difference({"a": {}}, {"a": {"b": 1}}) == "a.b is 1 there and None now"
     assert first_difference({"a": {"c": 2}}, {"a": {}}) == "a.c is None there and 2 now"
+
+
+RESULT = {"selection": "last", "selected_epoch": 2, "val": {}, "test": {}, "epochs": 2, "num_backward": 4}
+TIMING = {"train_seconds": 1.0, "step_ms": 2.0, "peak_memory_mb": 3.0}
+
+
+def finish(path):
+    with RunFolder(path, {"a": 1}) as folder:
+        for epoch in (1, 2):
+            folder.append({"kind": "conflict"})
+            folder.append({"kind": "epoch", "epoch": epoch})
+        folder.write_json("timing.json", TIMING)
+        folder.write_json("result.json", RESULT)
+
+
+def test_a_finished_run_is_read_whole(tmp_path):
+    finish(tmp_path)
+    finished = read_finished(tmp_path)
+    assert (finished.result, finished.timing) == (RESULT, TIMING)
+    assert [record["kind"] for record in finished.records] == ["conflict", "epoch"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("timing.json", None, "timing.json: missing"),
+        ("timing.json", "{}", "timing.json: not whole"),
+        ("timing.json", "{", "timing.json: not valid JSON"),
+        ("result.json", "[]", "result.json: not whole"),
+        ("result.json", "{}", "result.json: not whole"),
+        ("metrics.jsonl", None, "metrics.jsonl: has 0 epochs, result.json counts 2"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1}\n{"kind": "ep', "has 1 epochs, result.json counts 2"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 2}\n{"kind": "epoch", "epoch": 2}\n', "has 2 epochs"),
+        ("metrics.jsonl", "[]\n", "metrics.jsonl:1: no record"),
+    ],
+)
+def test_a_finished_run_that_misses_something_is_not_read(tmp_path, name, spoil, message):
+    finish(tmp_path)
+    (tmp_path / name).unlink() if spoil is None else (tmp_path / name).write_text(spoil)
+    with pytest.raises(FileError, match=message) as caught:
+        read_finished(tmp_path)
+    assert "delete" in str(caught.value)
+
+
+def test_a_result_whose_configuration_is_gone_is_nobodys(tmp_path):
+    finish(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(FileError, match=r"config\.yaml: missing, but result\.json is there"):
+        RunFolder(tmp_path, {"a": 2})
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_an_empty_configuration_is_damage_and_no_other_configuration(tmp_path):
+    finish(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(FileError, match=r"config\.yaml: damaged, it holds no configuration"):
+        RunFolder(tmp_path, {"a": 1})
+
+
+def test_a_file_system_that_lets_nothing_be_removed_either(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(FileError, match=r"a\.json: cannot be written \(Read-only file system\)"):
+            write_atomically(tmp_path / "a.json", b"x")
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    with RunFolder(tmp_path, {}) as folder:
+        folder.save_checkpoint("last", {"epoch": 1})
+
+        def full(*_):
+            raise RuntimeError("unexpected pos 128 vs 24")  # what torch.save says then
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(FileError, match=r"last\.pt: cannot be written .*is the disk full"):
+            folder.save_checkpoint("last", {"epoch": 2})
+        assert folder.load_checkpoint("last") == {"epoch": 1}
+        assert not list(tmp_path.rglob("*.tmp"))

@@ -12,15 +12,18 @@ import torch
 from lightning_fabric import Fabric
 
 from counterpoint import architectures, balancers, blocks, data
-from counterpoint._checks import check_choice
+from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
-from counterpoint.bench.run_config import RunConfig, check_component
+from counterpoint.bench.run_config import RunConfig, TrainingConfig, check_component
 from counterpoint.data import MultiTaskData
+from counterpoint.errors import OptionError
 from counterpoint.tasks import Task
 from counterpoint.training import seed_everything
-from counterpoint.training.optimizers import build_optimizer, build_scheduler
+from counterpoint.training.optimizers import build_optimizer, build_scheduler, rehearse
+from counterpoint.training.seed import check_seed
 
+_ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 
@@ -50,10 +53,14 @@ def check_run(config: RunConfig) -> None:
     check_component(blocks.HEADS, model.head, model.head_options, where="--model.head_options.{} VALUE")
     check_component(balancers.BALANCERS, balancer.name, balancer.options, where="--balancer.{} VALUE")
     check_choice("training: precision", config.training.precision, _PRECISIONS)
+    check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
+    check_integer("training: threads", config.training.threads, low=0)
+    check_seed(config.seed)
     config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step)
     probe = torch.nn.Linear(1, 1)
     optimizer = build_optimizer(config.optimizer.name, config.optimizer.options, (), probe)
-    build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
+    scheduler = build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
+    rehearse(optimizer, scheduler, every_step=config.scheduler.every_step)
 
 
 def load_data(config: RunConfig) -> MultiTaskData:
@@ -78,7 +85,7 @@ def build(config: RunConfig) -> Built:
         torch.set_num_threads(training.threads)
     dataset = load_data(config)
     tasks = dataset.select_tasks(config.data.tasks)
-    fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
+    fabric = _fabric(training)
     seed_everything(config.seed)
     with fabric.init_module():
         model = _model(config, dataset, tasks)
@@ -88,6 +95,20 @@ def build(config: RunConfig) -> Built:
     optimizer = build_optimizer(optimizer_config.name, optimizer_config.options, groups, model, balancer)
     scheduler = build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
     return Built(dataset, tasks, model, balancer, optimizer, scheduler, fabric)
+
+
+def _fabric(training: TrainingConfig) -> Fabric:
+    """Return device and precision.
+
+    Raises:
+        OptionError: If this machine has no such device.
+    """
+    try:
+        return Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"training: accelerator {training.accelerator!r} cannot be used on this machine ({error}); take auto or cpu"
+        ) from error
 
 
 def _model(config: RunConfig, dataset: MultiTaskData, tasks: tuple[Task, ...]) -> torch.nn.Module:

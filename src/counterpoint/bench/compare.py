@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from counterpoint import balancers
-from counterpoint.bench.build import check_run, load_data
+from counterpoint.bench.build import build, check_run
 from counterpoint.bench.results import TaskInfo
 from counterpoint.bench.run_config import BalancerConfig, RunConfig, check_component, one_line, parse_run
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
 from counterpoint.training.run_folder import first_difference, read_yaml, write_atomically
+from counterpoint.training.seed import check_seed
 
 SINGLE_TASK = "single_task"
 BASELINES = ("equal", "rlw")  # in every comparison, beside the single-task networks
@@ -49,6 +50,8 @@ def make_config(run: RunConfig, methods: Sequence[str], seeds: Sequence[int]) ->
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise OptionError(f"seeds must be different whole numbers, at least one, got {list(seeds)}")
+    for seed in seeds:
+        check_seed(seed)
     canonical = [method_name(parse_method(method)) for method in methods]
     ordered = dict.fromkeys([*BASELINES, *canonical])
     return CompareConfig(run, tuple(ordered), tuple(seeds))
@@ -83,14 +86,19 @@ def method_name(balancer: BalancerConfig) -> str:
 
 
 def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
-    """Read the data and build every balancer once, so that a comparison fails before it begins; return the tasks.
+    """Read the data and build network and balancers once, so that a comparison fails before it begins.
+
+    Args:
+        config: What to compare.
+
+    Returns:
+        The tasks.
 
     Raises:
         OptionError: If there are fewer than two tasks, or an option is out of range.
     """
     check_run(config.run)
-    data = load_data(config.run)
-    tasks = tuple(describe_task(task) for task in data.select_tasks(config.run.data.tasks))
+    tasks = tuple(describe_task(task) for task in build(config.run).tasks)
     if len(tasks) < 2:
         raise OptionError(f"a comparison needs at least two tasks, got {[task.name for task in tasks]}")
     for method in config.methods:
@@ -150,8 +158,12 @@ def load_compare(folder: Path) -> tuple[CompareConfig, tuple[TaskInfo, ...]]:
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"methods", "seeds", "run", "tasks"}:
         raise FileError(f"{path}: must have methods, seeds, run and tasks; delete it and run the comparison again")
-    config = CompareConfig(parse_run(content["run"], str(path)), tuple(content["methods"]), tuple(content["seeds"]))
-    return config, tuple(TaskInfo(**task) for task in content["tasks"])
+    run = parse_run(content["run"], str(path))
+    try:
+        config = CompareConfig(run, tuple(content["methods"]), tuple(content["seeds"]))
+        return config, tuple(TaskInfo(**task) for task in content["tasks"])
+    except TypeError as error:
+        raise FileError(f"{path}: damaged ({error}); delete it and run the comparison again") from error
 
 
 def describe_task(task: Task) -> TaskInfo:

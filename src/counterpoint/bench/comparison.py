@@ -3,13 +3,26 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from counterpoint import balancers
 from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
+from counterpoint.errors import FileError
 from counterpoint.metrics import delta_m, mean_rank
-from counterpoint.training.run_folder import ENVIRONMENT, ERROR, METRICS, RESULT, TIMING, read_json, read_records
+from counterpoint.training.run_folder import (
+    CONFIG,
+    ENVIRONMENT,
+    ERROR,
+    METRICS,
+    RESULT,
+    Finished,
+    check_configuration,
+    read_finished,
+    read_json,
+    read_records,
+)
 from counterpoint.training.selection import describe_rule, select
 
 Metrics = dict[str, dict[str, float]]
@@ -19,10 +32,10 @@ def read_comparison(folder: Path) -> Comparison:
     """Read all runs of a comparison and compute its table.
 
     Args:
-        folder: Folder made by ``counterpoint compare``. Runs that are missing count as failed.
+        folder: Folder made by ``counterpoint compare``. Runs that are missing or damaged count as failed.
 
     Raises:
-        FileError: If the folder holds no comparison, or a file in it is damaged.
+        FileError: If the folder holds no comparison, or its ``compare.yaml`` is damaged.
     """
     config, tasks = load_compare(folder)
     jobs = make_jobs(config, folder, [task.name for task in tasks])
@@ -43,22 +56,31 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _read_run(job: Job) -> RunRecord:
+    """Read one run; one that is damaged, or that another configuration made, counts as failed."""
     path = job.path
-    records = list(read_records(path / METRICS))
-    done = (path / RESULT).exists()
-    error = None
-    if not done:
-        error = read_json(path / ERROR)["error"] if (path / ERROR).exists() else "not finished"
+    finished: Finished | None = None
+    records: Sequence[dict[str, Any]] = ()
+    try:
+        if (path / CONFIG).exists():
+            check_configuration(path, job.config.to_dict())
+        if (path / RESULT).exists():
+            finished = read_finished(path)
+            records, error = finished.records, None
+        else:
+            records = tuple(read_records(path / METRICS))
+            error = read_json(path / ERROR)["error"] if (path / ERROR).exists() else "not finished"
+    except FileError as damage:
+        error = str(damage)
     return RunRecord(
         method=job.method,
         task=job.task,
         seed=job.config.seed,
-        status="done" if done else "failed",
+        status="failed" if finished is None else "done",
         error=error,
-        history=tuple(record for record in records if record["kind"] == "epoch"),
-        conflicts=tuple(record for record in records if record["kind"] == "conflict"),
-        result=read_json(path / RESULT) if done else {},
-        timing=read_json(path / TIMING) if done else {},
+        history=tuple(record for record in records if record.get("kind") == "epoch"),
+        conflicts=tuple(record for record in records if record.get("kind") == "conflict"),
+        result={} if finished is None else finished.result,
+        timing={} if finished is None else finished.timing,
     )
 
 

@@ -1,6 +1,7 @@
 """The typed tree that describes a run; YAML is only its written form."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -237,7 +238,10 @@ def override(config: RunConfig, changes: Sequence[tuple[str, str]]) -> RunConfig
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise OptionError(f"--{path}: {text!r} is no value: {one_line(error)}") from error
+            problem = getattr(error, "problem", None) or one_line(error)
+            raise OptionError(
+                f"--{path}: {text!r} cannot be read ({problem}); write it as in YAML, in quotes"
+            ) from error
         _set(content, path, value)
     return parse_run(content, "command line")
 
@@ -273,11 +277,19 @@ def check_component(registry: Registry, name: str, options: Mapping[str, Any], *
 def one_line(error: Exception) -> str:
     """Return the message of an error as one line."""
     text = " ".join(str(error).split())
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)",
+        r"must be one of \1, got \2",
+        text,
+    )
+    text = re.sub(r"(one of tuple\S.*)", r"\1; a list is written [a, b]", text)
     return (
         text.replace('Parser key "run.', 'key "')
         .replace('Parser key "options.', 'option "')
+        .replace("NoneType", "null")
         .replace("<class '", "")
         .replace("'>", "")
+        .replace("Expected a int", "Expected a whole number")
     )
 
 
@@ -326,10 +338,16 @@ def _check_keys(content: Any, cls: Any, origin: str, path: str) -> None:
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for key, value in content.items():
         if key not in fields:
-            near = closest(str(key), fields)
+            near = [path + name for name in closest(str(key), fields)]
             hint = f"; did you mean {', '.join(near)}?" if near else f"; there are: {', '.join(fields)}"
-            raise OptionError(f"{origin}: no key {path + str(key)!r}{hint}")
+            inner = f"; what the class takes goes under {path}options" if path[:-1] in _OPEN else ""
+            raise OptionError(f"{origin}: no key {path + str(key)!r}{hint}{inner}")
         kind = fields[key]
+        if dataclasses.is_dataclass(kind) and not isinstance(value, Mapping):
+            example = "name: ..." if "name" in {field.name for field in dataclasses.fields(kind)} else "..."
+            raise OptionError(
+                f"{origin}: {path}{key} must be a section of its own, got {value!r}; write {key}: {{{example}}}"
+            )
         if dataclasses.is_dataclass(kind):
             _check_keys(value, kind, origin, f"{path}{key}.")
         elif typing.get_origin(kind) is tuple and dataclasses.is_dataclass(typing.get_args(kind)[0]):

@@ -15,9 +15,9 @@ from typing import Any
 
 from counterpoint.bench.build import build, check_run, environment
 from counterpoint.bench.run_config import RunConfig
-from counterpoint.errors import CounterpointError, FileError
+from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
-from counterpoint.training.run_folder import ERROR, RESULT, write_atomically
+from counterpoint.training.run_folder import ERROR, RESULT, read_finished, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,16 @@ def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], 
         config: What to run.
         path: Folder of the run.
         on_epoch: Called with the record of each epoch.
+
+    Raises:
+        RunError: If something goes wrong that no error of this package stands for.
     """
     check_run(config)
     if (path / RESULT).exists():
         with RunFolder(path, config.to_dict()) as folder:
-            return folder.result or {}
+            finished = read_finished(path)
+            folder.remove(ERROR)
+            return finished.result
     built = build(config)
     with RunFolder(path, config.to_dict(), environment()) as folder:
         folder.remove(ERROR)
@@ -86,8 +91,11 @@ def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], 
                 on_epoch=on_epoch,
             )
         except Exception as error:
-            folder.write_json(ERROR, _describe(error))
-            raise
+            with contextlib.suppress(FileError):  # the disk may be full, and what happened is the other error
+                folder.write_json(ERROR, _describe(error))
+            if isinstance(error, CounterpointError):
+                raise
+            raise RunError(f"{_message(error)}; the traceback is in {path / ERROR}") from error
 
 
 def run_many(jobs: Sequence[Job], *, workers: int, listener: Listener) -> None:
@@ -190,12 +198,20 @@ def _run_job(index: int, job: Job, listener: Listener) -> None:
         run_one(job.config, job.path, lambda record: listener(Event("epoch", index, epoch=record["epoch"])))
     except Exception as error:  # whatever goes wrong in one run must not stop the others
         if not (job.path / ERROR).exists():
-            with contextlib.suppress(FileError):
-                RunFolder(job.path, job.config.to_dict(), environment()).write_json(ERROR, _describe(error))
-        listener(Event("failed", index, message=" ".join(str(error).split())))
+            with (
+                contextlib.suppress(FileError),
+                RunFolder(job.path, job.config.to_dict(), environment()) as folder,
+            ):
+                folder.write_json(ERROR, _describe(error))
+        listener(Event("failed", index, message=" ".join(_message(error).split())))
     else:
         listener(Event("done", index))
 
 
+def _message(error: Exception) -> str:
+    """Return what went wrong; the messages of others need the type, as that of a ``KeyError`` is only the key."""
+    return str(error) if isinstance(error, CounterpointError) else f"{type(error).__name__}: {error}"
+
+
 def _describe(error: Exception) -> dict[str, str]:
-    return {"type": type(error).__name__, "error": str(error), "traceback": traceback.format_exc()}
+    return {"type": type(error).__name__, "error": _message(error), "traceback": traceback.format_exc()}

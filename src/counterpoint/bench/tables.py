@@ -37,7 +37,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+        raise FileError(
+            f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from error
     return target
 
 
@@ -258,8 +260,8 @@ def print_table(comparison: Comparison, console: Any) -> None:
     chosen = [(summary[0], "final"), (summary[0], "equal_time")]
     chosen += [(column, "final") for column in (summary[2], summary[4], cost[0])]
     table = _terminal_table(comparison, chosen)
-    metrics = [metric_columns(task) for task in comparison.tasks]
-    for extra in ([summary[3]], *metrics, [summary[1]], [cost[2]], [cost[3]]):
+    metrics = [column for task in comparison.tasks for column in metric_columns(task)]  # of every task or of none
+    for extra in ([summary[3]], metrics, [summary[1]], [cost[2]], [cost[3]]):
         wider = _terminal_table(comparison, [*chosen, *((column, "final") for column in extra)])
         if console.measure(wider, options=console.options.update_width(10_000)).maximum <= console.width:
             table = wider

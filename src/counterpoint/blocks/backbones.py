@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from counterpoint._checks import check_range
+from counterpoint._checks import check_integer, check_range
 from counterpoint._optional import require
 from counterpoint.errors import OptionError, ShapeError
 
@@ -83,6 +83,9 @@ class SmallConv(Backbone):
         super().__init__()
         channels, height, width = self.parse_shape(input_shape)
         check_range("SmallConv: dropout", dropout, low=0.0, high=1.0, high_open=True)
+        check_integer("SmallConv: hidden", hidden, low=1)
+        for out in widths:
+            check_integer("SmallConv: each of widths", out, low=1)
         if not widths or min(height, width) < 2 ** len(widths):
             raise OptionError(
                 f"SmallConv: {len(widths)} stages of pooling need an image of at least {2 ** len(widths)} pixels a "
@@ -125,6 +128,8 @@ class MLP(Backbone):
         check_range("MLP: dropout", dropout, low=0.0, high=1.0, high_open=True)
         if not widths:
             raise OptionError("MLP: widths must have at least one layer")
+        for width in widths:
+            check_integer("MLP: each of widths", width, low=1)
         self.stages = nn.ModuleList()
         for index, width in enumerate(widths):
             first = [nn.Flatten()] if index == 0 else []

@@ -4,6 +4,7 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
+from counterpoint._checks import check_integer
 from counterpoint.errors import ShapeError
 
 
@@ -27,6 +28,8 @@ class Classifier(Head):
 
     def __init__(self, channels: int, num_outputs: int, *, hidden: int | None = None) -> None:
         super().__init__()
+        if hidden is not None:
+            check_integer("Classifier: hidden", hidden, low=1)
         if hidden is None:
             self.layers: nn.Module = nn.Linear(channels, num_outputs)
         else:

@@ -18,6 +18,9 @@ Sections: data, model, balancer, optimizer, scheduler, training. The options of 
 data set or network are those of its constructor: counterpoint show NAME."""
 
 
+SECTIONS = ("data", "model", "balancer", "optimizer", "scheduler", "training")
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument that names the run."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe (counterpoint list recipes) or a YAML file")
@@ -62,7 +65,7 @@ def read_run(args: argparse.Namespace, rest: Sequence[str], *, seed: int | None 
         if not option.startswith("--"):
             raise OptionError(f"{args.parser.prog}: did not expect {option!r}")
         path, has_value, value = option[2:].partition("=")
-        if "." not in path and path not in ("balancer", "optimizer", "scheduler", "model", "data"):
+        if "." not in path and path not in SECTIONS:
             raise unknown_option(args.parser, option)
         if not has_value:
             if not queue:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from counterpoint.cli._arguments import reject
+from counterpoint.registry import unknown
 
 HELP = "list balancers, architectures, datasets, backbones or recipes"
 KINDS = ("balancers", "architectures", "datasets", "backbones", "recipes")
@@ -13,19 +14,25 @@ KINDS = ("balancers", "architectures", "datasets", "backbones", "recipes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("kind", choices=KINDS, help="what to list")
+    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'grad*'")
     parser.add_argument("--json", action="store_true", help="print JSON with all facts and options")
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Print the list."""
+    """Print the list.
+
+    Raises:
+        UnknownNameError: If there is no such list.
+    """
     reject(args.parser, rest)
+    if args.kind not in KINDS:
+        raise unknown("list", args.kind, KINDS)
     if args.kind == "recipes":
         from counterpoint.bench.recipes import RECIPES
 
         entries = [
-            {"key": key, "summary": (recipe.__doc__ or "").split("\n")[0]}
+            {"key": key, "summary": (recipe.__doc__ or "").split("\n")[0].replace("``", "")}
             for key, recipe in RECIPES.items()
             if fnmatch.fnmatch(key, args.pattern)
         ]

@@ -104,6 +104,8 @@ class MultiTaskData(ABC):
                 raise unknown(f"task of {self.key}", name, known)
         if not names:
             raise OptionError(f"{self.key}: at least one task is needed")
+        if len(set(names)) != len(names):
+            raise OptionError(f"{self.key}: tasks must be different names, got {list(names)}")
         return tuple(task for task in self.tasks if task.name in names)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,13 +36,35 @@ def find_class(kind: str, name: str, module: Any, base: type) -> Any:
     raise unknown(kind, name, classes)
 
 
+# What classes of torch raise for an option that they do not like, some only when they are used.
+_REFUSALS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+
+
+def _arguments(cls: Any) -> dict[str, inspect.Parameter]:
+    """Return the constructor arguments that are options."""
+    parameters = inspect.signature(cls).parameters.items()
+    return {name: parameter for name, parameter in parameters if name not in ("self", "params", "optimizer")}
+
+
+def check_required(cls: Any, options: Mapping[str, Any], section: str) -> None:
+    """Raise unless every constructor argument without a default is given.
+
+    Raises:
+        OptionError: If one is not; with its path in the configuration.
+    """
+    for name, parameter in _arguments(cls).items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not variadic and name not in options:
+            raise OptionError(f"{cls.__name__} needs {name}; give it as {section}.options.{name}")
+
+
 def check_arguments(cls: Any, options: Mapping[str, Any]) -> None:
     """Raise unless every option is a constructor argument of the class.
 
     Raises:
         OptionError: If one is not; with the nearest names.
     """
-    valid = [name for name in inspect.signature(cls).parameters if name not in ("self", "params", "optimizer")]
+    valid = list(_arguments(cls))
     for option in options:
         if option not in valid:
             hint = nearest(option, valid) or f"; its options: {', '.join(valid)}"
@@ -72,12 +95,13 @@ def build_optimizer(
     if cls is torch.optim.LBFGS:
         raise OptionError("LBFGS evaluates the loss several times a step, which the loop does not offer; take another")
     check_arguments(cls, options)
+    check_required(cls, options, "optimizer")
     for _, own in groups:
         check_arguments(cls, own)
     lists: list[list[nn.Parameter]] = [[] for _ in range(len(groups) + 1)]
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            fits = [i for i, (pattern, _) in enumerate(groups) if re.search(pattern, parameter_name)]
+            fits = [i for i, (pattern, _) in enumerate(groups) if _finds(pattern, parameter_name)]
             lists[fits[0] if fits else -1].append(parameter)
     for (pattern, _), found in zip(groups, lists, strict=False):
         if not found:
@@ -92,8 +116,20 @@ def build_optimizer(
         )
     try:
         return cls(built, **options)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{cls.__name__}: {error}") from error
+    except _REFUSALS as error:
+        raise OptionError(f"{cls.__name__} does not take {dict(options)}: {error}") from error
+
+
+def _finds(pattern: str, name: str) -> bool:
+    """Return whether a regular expression finds something in a name.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise OptionError(f"optimizer group {pattern!r} is no regular expression: {error}") from error
 
 
 def build_scheduler(name: str | None, options: Mapping[str, Any], optimizer: Optimizer) -> Any:
@@ -106,9 +142,45 @@ def build_scheduler(name: str | None, options: Mapping[str, Any], optimizer: Opt
         return None
     cls = find_class("schedule in torch.optim.lr_scheduler", name, lr_scheduler, lr_scheduler.LRScheduler)
     check_arguments(cls, options)
+    check_required(cls, options, "scheduler")
     if cls is lr_scheduler.ReduceLROnPlateau:
         options = {"mode": "max", **options}  # it is fed the validation score, where higher is better
     try:
         return cls(optimizer, **options)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{cls.__name__}: {error}") from error
+    except _REFUSALS as error:
+        raise OptionError(f"{cls.__name__} does not take {dict(options)}: {error}") from error
+
+
+def rehearse(optimizer: Optimizer, scheduler: Any, *, every_step: bool) -> None:
+    """Take a step on a network made for it: some classes refuse their options only then.
+
+    Args:
+        optimizer: Over parameters that nobody needs.
+        scheduler: Its schedule, or ``None``.
+        every_step: Whether the schedule is to be stepped after every update.
+
+    Raises:
+        OptionError: If the optimizer or the schedule cannot take a step.
+    """
+    if every_step and isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        raise OptionError(
+            "ReduceLROnPlateau follows the validation score, which there is once an epoch; set scheduler.every_step to "
+            "false"
+        )
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    acting: Any = optimizer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+            acting = scheduler
+            if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(0.0)
+            elif scheduler is not None:
+                scheduler.step()
+    except AssertionError:
+        pass  # an option for another device, such as capturable; the run will tell
+    except _REFUSALS as error:
+        raise OptionError(f"{type(acting).__name__} cannot take a step with these options: {error}") from error

@@ -1,5 +1,7 @@
 """The folder of one run: configuration, records, checkpoints, result. It never holds half a file."""
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +18,9 @@ from counterpoint.errors import FileError
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
 RESULT, TIMING, ERROR = "result.json", "timing.json", "error.json"
+
+_RESULT_KEYS = {"selection", "selected_epoch", "val", "test", "epochs", "num_backward"}
+_TIMING_KEYS = {"train_seconds", "step_ms", "peak_memory_mb"}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,17 +42,20 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):  # a file system that takes no file gives none back either
+            temporary.unlink()
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileError: If it is not valid JSON.
+        FileError: If it cannot be read or is not valid JSON.
     """
     try:
         return json.loads(path.read_text())
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise FileError(f"{path}: not valid JSON ({error}); delete it and run again") from error
 
@@ -61,6 +69,60 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
                 return inner
         return None
     return None if ours == theirs else f"{path} is {theirs!r} there and {ours!r} now"
+
+
+def check_configuration(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless a run folder was made by this configuration.
+
+    Raises:
+        FileError: If it was made by another one, or its ``config.yaml`` is damaged.
+    """
+    path = folder / CONFIG
+    found = read_yaml(path)
+    if not isinstance(found, Mapping):
+        raise FileError(f"{path}: damaged, it holds no configuration; delete {folder} and run again")
+    plain = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    if difference := first_difference(plain, found):
+        raise FileError(
+            f"{folder}: made by another configuration ({difference}); take another folder or delete this one"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run that is done has left.
+
+    Attributes:
+        result: Content of ``result.json``.
+        timing: Content of ``timing.json``.
+        records: All records of ``metrics.jsonl``, in order.
+    """
+
+    result: dict[str, Any]
+    timing: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+
+
+def read_finished(folder: Path) -> Finished:
+    """Read everything that a run which is done has left, and see that nothing of it is missing.
+
+    Raises:
+        FileError: If a file is missing or damaged, or ``metrics.jsonl`` has not the epochs that the result counts.
+    """
+    cure = f"delete {folder} and run again"
+    found: dict[str, dict[str, Any]] = {}
+    for name, keys in ((RESULT, _RESULT_KEYS), (TIMING, _TIMING_KEYS)):
+        content = read_json(folder / name) if (folder / name).exists() else None
+        if not isinstance(content, dict) or not keys <= set(content):
+            raise FileError(f"{folder / name}: {'missing' if content is None else 'not whole'}; {cure}")
+        found[name] = content
+    records = tuple(read_records(folder / METRICS))
+    epochs = [record.get("epoch") for record in records if record.get("kind") == "epoch"]
+    if epochs != list(range(1, found[RESULT]["epochs"] + 1)):
+        raise FileError(
+            f"{folder / METRICS}: has {len(epochs)} epochs, {RESULT} counts {found[RESULT]['epochs']}; {cure}"
+        )
+    return Finished(found[RESULT], found[TIMING], records)
 
 
 class RunFolder:
@@ -88,12 +150,13 @@ class RunFolder:
         plain = json.loads(json.dumps(config))  # tuples become lists, as in the file
         existing = self.path / CONFIG
         if existing.exists():
-            difference = first_difference(plain, read_yaml(existing))
-            if difference:
-                raise FileError(
-                    f"{self.path}: made by another configuration ({difference}); take another folder or delete this one"
-                )
+            check_configuration(self.path, plain)
         else:
+            if orphan := next((name for name in (RESULT, METRICS) if (self.path / name).exists()), None):
+                raise FileError(
+                    f"{existing}: missing, but {orphan} is there, so nobody knows what was run; delete {self.path} and "
+                    "run again"
+                )
             write_atomically(self.path / ENVIRONMENT, _dump_json(environment or {}))
             write_atomically(existing, yaml.safe_dump(plain, sort_keys=False).encode())
         self._lock = _lock(self.path / ".lock")
@@ -152,18 +215,20 @@ class RunFolder:
             FileError: If it cannot be written.
         """
         path = self.path / "checkpoints" / f"{name}.pt"
-        path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            path.parent.mkdir(exist_ok=True)
             with temporary.open("wb") as file:
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from error
+        except (OSError, RuntimeError) as error:  # torch.save answers a full disk with a RuntimeError
+            problem = getattr(error, "strerror", None) or error
+            raise FileError(f"{path}: cannot be written ({problem}); is the disk full?") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """Read ``checkpoints/<name>.pt``; ``None`` if there is none.
@@ -199,9 +264,12 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if damaged is not None:
         raise FileError(f"{path}: altered (the checksum of {damaged} does not fit); {cure}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise FileError(f"{path}: not a checkpoint of this program; {cure}") from error
+    if not isinstance(state, dict):
+        raise FileError(f"{path}: not a checkpoint of this program; {cure}")
+    return state
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -217,9 +285,27 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
                 raise FileError(f"{path}:{number}: not valid JSON; delete the run's folder and run again") from error
+            if not isinstance(record, dict):
+                raise FileError(f"{path}:{number}: no record; delete the run's folder and run again")
+            yield record
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as data only, and no key twice: YAML itself would take the last one and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
@@ -229,9 +315,9 @@ def read_yaml(path: Path) -> Any:
         FileError: If it cannot be read or is not YAML; one line, with the place.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}); check its name") from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: not a text file in UTF-8") from error
     except yaml.YAMLError as error:

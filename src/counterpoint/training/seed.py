@@ -6,6 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from counterpoint.errors import OptionError
+
+_LARGEST = 2**32 - 1  # NumPy's global generator takes no more
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed if every generator takes it.
+
+    Raises:
+        OptionError: If it is not a whole number from 0 to 4294967295.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
+        raise OptionError(f"a seed must be a whole number from 0 to {_LARGEST}, got {seed!r}")
+    return seed
+
 
 def seed_everything(seed: int) -> None:
     """Seed torch (all devices), NumPy's global generator and Python's."""
