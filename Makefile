@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# What the demo compares beside the baselines: few enough for two minutes on two cores. All methods: compare digits.
+DEMO := uncertainty dwa mgda pcgrad cagrad graddrop imtl_g nash_mtl msi pomsi
+
 .PHONY: demo test lint format readme clean
 
 demo: $(VENV)/.bench
-	$(BIN)/counterpoint compare digits --out runs/demo
+	$(BIN)/counterpoint compare digits --balancers $(DEMO) --out runs/demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
