@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import counterpoint as cp
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
@@ -82,6 +84,29 @@ def test_the_classes_of_the_guide_work_in_a_comparison(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["mine:InverseNorm"]["final"]["metrics"]["price"]["accuracy"]["values"][0] > 60
+
+
+def test_what_the_readme_says_that_methods_ask_of_the_loop_is_true():
+    readme = (ROOT / "README.md").read_text()
+    learning = {name for name in cp.balancers.names() if not required(name) and has_parameters(name)}
+    assert learning == set(re.findall(r"learns its weights \(`(\w+)`\)", readme)), "name them all"
+    assert cp.balancers.DWA.needs == {"epochs"}
+    assert "(`dwa`: `balancer.end_epoch()` after each epoch)" in readme
+
+
+def required(name):
+    return any(option.required for option in cp.balancers.describe(name).options)
+
+
+def has_parameters(name):
+    return bool(list(cp.balancers.create(name, num_tasks=2).parameters()))
+
+
+def test_the_demo_is_short_enough():
+    """Ten methods, the baselines and three seeds take under two minutes on two cores; all methods take longer."""
+    chosen = re.findall(r"^DEMO := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[0].split()
+    assert 8 <= len(chosen) <= 10
+    assert set(chosen) <= set(cp.balancers.names()) - {"equal", "rlw"}
 
 
 def test_links_and_pictures_of_the_readme_exist():

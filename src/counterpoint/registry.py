@@ -184,7 +184,7 @@ class Registry(Generic[T]):
             name=member.__name__,
             kind=self.kind,
             summary=_summary(member),
-            facts={fact: str(getattr(member, fact)) for fact in self.facts if getattr(member, fact, None)},
+            facts={fact: _fact(getattr(member, fact)) for fact in self.facts if getattr(member, fact, None)},
             options=options,
         )
 
@@ -194,6 +194,11 @@ def _summary(member: type) -> str:
     first = (inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " ")
     first = re.sub(r"[;,]? see :\w+:`[^`]*`", "", first)
     return re.sub(r":\w+:`~?([^`]*)`", r"\1", first).replace("``", "")
+
+
+def _fact(value: object) -> str:
+    """Return a fact as text; a set of words in order."""
+    return ", ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
 
 
 def _type_name(annotation: object) -> str:

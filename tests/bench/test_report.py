@@ -16,6 +16,7 @@ from counterpoint.bench import report as report_module
 from counterpoint.bench.curves import cosine_section, curves_section
 from counterpoint.bench.figures import change_section, cost_section, delta_section
 from counterpoint.bench.palette import COLORS, method_styles
+from counterpoint.bench.readings import find_row
 from counterpoint.bench.report import write_report
 
 SECTIONS = (delta_section, curves_section, cosine_section, cost_section, change_section)
@@ -96,8 +97,9 @@ def test_table_has_the_numbers_of_the_records(comparison, page):
                 assert float(std) == pytest.approx(statistics.stdev(values), abs=half)
 
 
-def test_lines_are_best_first_and_failures_last(page):
-    sorts = [line[1][0] for line in page.bodies["final"]]
+@pytest.mark.parametrize("reading", ["final", "equal_time"])
+def test_lines_are_best_first_and_failures_last(page, reading):
+    sorts = [line[1][0] for line in page.bodies[reading]]
     values = [float(sort) for sort in sorts if sort]
     assert values == sorted(values, reverse=True)
     assert sorts[-1] == ""
@@ -247,6 +249,26 @@ def test_cost_is_relative_to_equal_weighting_of_the_same_seed(comparison):
         assert trace["x"][0] == pytest.approx(statistics.fmean(ratios), rel=1e-6)
         assert trace["error_x"]["array"][0] == pytest.approx(statistics.stdev(ratios), rel=1e-5)
         assert trace["y"][0] == pytest.approx(row.final.delta["tasks"].mean, rel=1e-6)
+
+
+def test_what_is_said_of_the_reference_is_true(comparison, tmp_path):
+    """Changes are against the mean of the single-task networks, which are not read at equal wall-clock at all."""
+    own = find_row(comparison, "single_task")
+    rows = (dataclasses.replace(own, equal_time=None), *(row for row in comparison.rows if row is not own))
+    text = write_report(dataclasses.replace(comparison, rows=rows), tmp_path / "a.html").read_text(encoding="utf-8")
+    line = re.search(r'data-sort="single_task".*?</th>', text.split('tbody data-reading="equal_time"')[1], re.DOTALL)[0]
+    assert "no epoch had ended" not in line
+    assert "the reference, not read here" in line
+    change = text[text.index("Which tasks gain and which pay") :]
+    assert "against the mean over seeds of its single-task networks" in change
+    assert "single-task network with the same seed" not in text
+
+
+def test_hidden_methods_are_explained(comparison, tmp_path):
+    hint = "At first, the baselines and the best are shown."
+    assert hint in write_report(comparison, tmp_path / "many.html").read_text(encoding="utf-8")
+    few = dataclasses.replace(comparison, rows=comparison.rows[:4])
+    assert hint not in write_report(few, tmp_path / "few.html").read_text(encoding="utf-8")
 
 
 def test_report_survives_the_loss_of_nearly_everything(comparison, tmp_path):

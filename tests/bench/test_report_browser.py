@@ -240,6 +240,40 @@ def test_page_never_scrolls_sideways_but_the_table_does(open_page, width):
     assert max(widths) <= width
 
 
+def test_a_table_that_goes_on_says_so(open_page):
+    page = open_page()
+    assert page.locator("#more").is_visible()
+    page.eval_on_selector_all(
+        "#results tr", "(rows) => rows.forEach((row) => [...row.children].slice(2).forEach((cell) => cell.remove()))"
+    )
+    page.set_viewport_size({"width": 1200, "height": 900})
+    until(page, "document.getElementById('more').hidden")
+
+
+def test_the_buttons_of_a_figure_cover_no_dot(open_page):
+    page = open_page()
+    for key in ("delta", "change-0", "cost"):
+        plot = page.locator(f"#figure-{key}")
+        plot.scroll_into_view_if_needed()
+        plot.hover(position={"x": 300, "y": 100})
+        until(page, f"getComputedStyle(document.querySelector('#figure-{key} .modebar')).opacity > 0.1")
+        bar = page.locator(f"#figure-{key} .modebar").first.bounding_box()
+        boxes = [point.bounding_box() for point in plot.locator(".scatterlayer .point").all()]
+        assert all(box["y"] + box["height"] / 2 > bar["y"] + bar["height"] for box in boxes), key
+
+
+def test_no_title_of_an_axis_is_cut_off_on_a_phone(open_page):
+    page = open_page(375)
+    cut = page.eval_on_selector_all(
+        ".plot :is(.xtitle, .ytitle)",
+        """(titles) => titles.filter((title) => {
+          const [own, plot] = [title, title.closest(".plot")].map((element) => element.getBoundingClientRect());
+          return own.left < plot.left - 1 || own.right > plot.right + 1 || own.bottom > plot.bottom + 1;
+        }).map((title) => title.textContent)""",
+    )
+    assert cut == []
+
+
 def test_figures_follow_the_window(open_page):
     page = open_page(1280)
     page.set_viewport_size({"width": 390, "height": 800})
@@ -259,6 +293,11 @@ def test_print_hides_controls_opens_details_and_makes_a_pdf(open_page, tmp_path)
     assert all(not control.is_visible() for control in page.locator(".controls").all())
     assert page.locator(".modebar").first.is_hidden()
     assert all(page.locator(f'tbody[data-reading="{reading}"]').is_visible() for reading in ("final", "equal_time"))
+    # buttons and positioned boxes are left out where the head of the table is repeated on the next page
+    heads = page.locator("#results thead :is(td, th)")
+    assert set(heads.evaluate_all("(all) => all.map((box) => getComputedStyle(box).position)")) == {"static"}
+    assert not any(button.is_visible() for button in page.locator("#results thead button").all())
+    assert page.locator("#results thead .print-head").all_inner_texts()[:2] == ["Method", "\u0394m (tasks) \u2191\n%"]
     assert page.get_by_text("python: 3.12.3").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     right = page.eval_on_selector_all(

@@ -179,6 +179,17 @@ def test_terminal_table_fits_and_keeps_the_essential(synthetic, width):
     assert ("miou" in header) == ("Memory" in header) == (width > 200)
 
 
+def test_terminal_table_shows_the_metrics_of_every_task_or_of_none(synthetic):
+    made = synthetic.make_comparison(hostile=False)
+    seen = set()
+    for width in range(80, 260, 10):
+        console = Console(width=width, file=io.StringIO())
+        print_table(made, console)
+        header = "\n".join(console.file.getvalue().splitlines()[:6])
+        seen.add(tuple(metric in header for metric in ("miou", "abs_err", "within_11")))
+    assert seen == {(False,) * 3, (True,) * 3}
+
+
 def test_terminal_table_shows_hostile_text_literally(comparison):
     console = Console(width=400, file=io.StringIO(), force_terminal=False)
     print_table(comparison, console)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from counterpoint.bench.numbers import choose_decimals, format_number, format_spread
 from counterpoint.bench.results import Spread
-from counterpoint.bench.verdict import is_clear, verdict
+from counterpoint.bench.verdict import RULE, chance_of_clear, is_clear, rule, verdict
 
 NAN = math.nan
 
@@ -72,6 +73,29 @@ def test_clear_needs_two_seeds_and_more_than_the_spread(values):
     spread = Spread(tuple(values))
     clear = is_clear(spread)
     assert clear == (len(values) > 1 and spread.mean > 0 and spread.mean > spread.std)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 10, 30])
+def test_chance_to_be_called_better_is_that_of_student(seeds):
+    from scipy import stats
+
+    assert chance_of_clear(seeds) == pytest.approx(stats.t.sf(seeds**0.5, seeds - 1), rel=1e-6)
+
+
+def test_chance_to_be_called_better_in_a_simulation():
+    draws = random.Random(0)
+    clear = sum(is_clear(Spread(tuple(draws.gauss(0, 1) for _ in range(3)))) for _ in range(20_000))
+    assert clear / 20_000 == pytest.approx(chance_of_clear(3), abs=0.01)  # four standard errors
+
+
+def test_the_rule_says_what_chance_makes_of_it(made):
+    methods = [row for row in made.rows if row.final is not None and row.method not in ("single_task", "equal")]
+    text = rule(made)
+    assert text.startswith(RULE)
+    assert f"If none of the {len(methods)} methods differed from equal weighting at all, 11 % of them" in text
+    assert f"here {0.11270 * len(methods):.1f}, would still be expected to pass with 3 seeds." in text
+    assert rule(dataclasses.replace(made, seeds=(0,))) == RULE
+    assert rule(dataclasses.replace(made, rows=made.rows[:2])) == RULE
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,13 @@ def test_show_has_all_facts_and_every_option_explained(name, capsys):
     assert all(option["help"] for option in content["options"]), "an option without a text in the docstring"
 
 
+def test_show_tells_what_a_method_asks_of_the_loop(capsys):
+    assert main(["show", "dwa"]) == 0
+    assert "end_epoch() after each epoch" in capsys.readouterr().out
+    assert main(["show", "pcgrad"]) == 0
+    assert "needs" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", [*architectures.names(), *data.names(), *blocks.BACKBONES.names()])
 def test_show_other_families(name, capsys):
     assert main(["show", name.upper()]) == 0

@@ -129,6 +129,21 @@ def test_running_mean():  # check 8
     assert torch.equal(state.similarity, state.similarity.T)
 
 
+@given(st.integers(0, 10_000))
+def test_projection_is_equivariant(seed):  # check 9
+    draws = torch.Generator().manual_seed(seed)
+    count = int(torch.randint(2, 6, (), generator=draws))
+    g = torch.randn(count, 12, dtype=torch.float64, generator=draws)
+    g[1] -= 0.8 * g[0]  # so that there is a conflict
+    scales = torch.randn(count, 1, dtype=torch.float64, generator=draws).exp()
+    order = torch.stack([torch.randperm(count, generator=draws) for _ in range(count)])
+    order = order[order != torch.arange(count)[:, None]].reshape(count, count - 1)
+    scaled = scales * g
+    plain, found = projected_rows(g @ g.T, order) @ g, projected_rows(scaled @ scaled.T, order) @ scaled
+    assert not torch.equal(plain, g)
+    assert float(((found - scales * plain) / scales).abs().max()) < 1e-12 * float(g.abs().max())
+
+
 def test_learned_rule():  # check 10
     lengths, a, seen = tensor(1, 5), tensor(0, 0), []
     for step in range(5):

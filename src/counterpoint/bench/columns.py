@@ -74,7 +74,8 @@ def summary_columns() -> list[Column]:
         Column(
             group,
             "\u0394m (tasks)",
-            "Mean over tasks of each task's mean relative change against its single-task network; positive is better.",
+            "Mean over tasks of each task's mean relative change against the mean of its single-task networks; "
+            "positive is better.",
             _read(lambda reading: reading.delta.get("tasks")),
             "%",
             higher_is_better=True,
@@ -101,7 +102,8 @@ def summary_columns() -> list[Column]:
         Column(
             group,
             "Worst task",
-            "Smallest change of any task against its single-task network; the task with the smallest mean is named.",
+            "Smallest change of any task against the mean of its single-task networks; the task with the smallest "
+            "mean is named.",
             _read(lambda reading: reading.worst),
             "%",
             higher_is_better=True,

@@ -83,7 +83,7 @@ def layout(xaxis: dict[str, Any], yaxis: dict[str, Any], height: int, **options:
     """Return a layout in the style of the report."""
     base = {
         "height": height,
-        "margin": {"l": 8, "r": 14, "t": 12, "b": 8, "pad": 4},
+        "margin": {"l": 8, "r": 14, "t": 32, "b": 8, "pad": 4},  # plotly's buttons on top, and not over the best dots
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#24292f"},
@@ -245,11 +245,9 @@ def change_section(comparison: Comparison) -> Section:
             )
         )
     caption = (
-        "Mean relative change of the task's metrics against its single-task network with the same seed, positive is "
-        "better. "
-        "Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; methods in "
-        "the order "
-        "of the first figure."
+        "Mean relative change of the task's metrics against the mean over seeds of its single-task networks, positive "
+        "is better. Dots left of the line are tasks that joint training made worse. Dots are seeds, bars are means; "
+        "methods in the order of the first figure."
     )
     return Section("change", "Which tasks gain and which pay", caption, figures)
 
@@ -269,7 +267,7 @@ def cost_section(comparison: Comparison) -> Section:
     ]
     costs = [cost.mean for _, cost, _ in points]
     wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 8  # a linear axis would crush the cheap ones
-    unit = "training time, \u00d7 equal weighting" if relative else "training time, s"
+    unit = "time, \u00d7 equal" if relative else "time, s"  # short: on a phone a longer title is cut off
     figure = Figure(
         key="cost",
         title="",
@@ -286,8 +284,9 @@ def cost_section(comparison: Comparison) -> Section:
     caption = (
         "Mean over seeds; the whiskers are one sample standard deviation. Named, where there is "
         "room, are the baselines and the methods that no other beats in both mean time and mean \u0394m. Single-task "
-        "time is the sum over the tasks' networks. Hover for "
-        "step time, memory and backward passes."
+        "time is the sum over the tasks' networks. Time is that of the training steps by the clock, taken while the "
+        "other processes of the comparison ran beside it, and so are the readings at equal wall-clock: differences of "
+        "a few per cent are noise. Hover for step time, memory and backward passes."
     )
     return Section("cost", "What it costs", caption, [figure], legend=True)
 

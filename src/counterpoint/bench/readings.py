@@ -39,12 +39,12 @@ def relative_time(comparison: Comparison, row: MethodRow) -> Spread:
     return Spread(tuple(own / base if base > 0 else float("nan") for own, base in pairs))
 
 
-def ranked_rows(comparison: Comparison) -> list[int]:
-    """Return the positions of the rows, best delta_m ("tasks") at the end of training first, without a result last."""
+def ranked_rows(comparison: Comparison, reading: str = "final") -> list[int]:
+    """Return the positions of the rows, best delta_m ("tasks") at a reading first, without a result last."""
 
     def key(index: int) -> tuple[bool, float]:
-        final = comparison.rows[index].final
-        found = final is not None and bool(final.delta["tasks"].finite)
-        return not found, -final.delta["tasks"].mean if final is not None and found else 0.0
+        own = get_reading(comparison.rows[index], reading)
+        found = own is not None and bool(own.delta["tasks"].finite)
+        return not found, -own.delta["tasks"].mean if own is not None and found else 0.0
 
     return sorted(range(len(comparison.rows)), key=key)

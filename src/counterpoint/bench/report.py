@@ -17,7 +17,7 @@ from counterpoint.bench.palette import method_styles
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, ranked_rows
 from counterpoint.bench.results import Comparison, MethodRow
 from counterpoint.bench.tables import write_text
-from counterpoint.bench.verdict import RULE, verdict
+from counterpoint.bench.verdict import rule, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN = 9  # with more methods, the figures start with the baselines and the best ones, the others are a click away
@@ -61,12 +61,13 @@ def render_report(comparison: Comparison) -> str:
         readings=READINGS,
         verdict=verdict(comparison),
         verdict_equal_time=verdict(comparison, "equal_time"),
-        rule=RULE,
+        rule=rule(comparison),
         groups=_groups(all_columns(comparison)),
         columns=all_columns(comparison),
         bodies={name: _body(comparison, name) for name in READINGS},
         sections=sections,
         legend=_legend(comparison),
+        max_shown=MAX_SHOWN,
         payload={"figures": [dataclasses.asdict(figure) for section in sections for figure in section.figures]},
         failed=failed_runs(comparison),
         config=_yaml(comparison.config),
@@ -115,7 +116,7 @@ def _body(comparison: Comparison, name: str) -> list[dict[str, Any]]:
     best = [column.best(comparison, name) for column in columns]
     styles = method_styles(comparison)
     lines = []
-    for index in ranked_rows(comparison):
+    for index in ranked_rows(comparison, name):
         row = comparison.rows[index]
         cells = [
             _cell(comparison, row, name, column, places) | {"best": row.method in top}
@@ -157,7 +158,7 @@ def _state(comparison: Comparison, row: MethodRow, name: str) -> str:
     if row.errors:
         notes.append(f"{len(row.errors)} of {len(comparison.seeds)} seeds failed")
     if get_reading(row, name) is None:
-        notes.append("no epoch had ended by then")
+        notes.append("the reference, not read here" if row.method == SINGLE_TASK else "no epoch had ended by then")
     return "; ".join(notes)
 
 

@@ -14,7 +14,7 @@ from counterpoint.bench.columns import COST, Column, cost_columns, metric_column
 from counterpoint.bench.numbers import MINUS, MISSING, format_number, format_spread
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Spread
-from counterpoint.bench.verdict import RULE, verdict
+from counterpoint.bench.verdict import rule, verdict
 from counterpoint.errors import FileError
 
 
@@ -49,7 +49,7 @@ def write_csv(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     Columns, in order (``<stat>`` is ``mean``, ``std`` (sample standard deviation over seeds) or ``seed_<seed>``):
 
     - ``method``, ``family``, ``reading`` (``final`` or ``equal_time``), ``num_seeds`` (seeds with a result);
-    - ``delta_m_<convention>/<stat>``: per cent against single-task networks;
+    - ``delta_m_<convention>/<stat>``: per cent against the mean over seeds of the single-task networks;
     - ``against_equal/<stat>``: difference of delta_m_tasks to equal weighting with the same seed, percentage points;
     - ``worst/<stat>``, ``worst_task``, ``mean_rank``, ``epochs/<stat>``;
     - ``change/<task>/<stat>``: per cent against the single-task network, positive is better;
@@ -238,9 +238,9 @@ def _tex_caption(comparison: Comparison) -> str:
     parts = [
         escape_tex(comparison.title).rstrip(".") + ".",
         spread,
-        r"$\Delta_m$ (tasks): mean over tasks of each task's mean relative change against its single-task network, "
-        r"in per cent, "
-        r"positive is better; $\Delta_m$ (metrics): flat mean over metrics with the sign turned, negative is better.",
+        r"$\Delta_m$ (tasks): mean over tasks of each task's mean relative change against the mean of its "
+        r"single-task networks, in per cent, positive is better; "
+        r"$\Delta_m$ (metrics): flat mean over metrics with the sign turned, negative is better.",
         "Equal wall-clock: read at the training time at which equal weighting with the same seed had ended.",
         "Bold: best mean among the multi-task methods.",
         escape_tex(f"Selection: {comparison.selection.rstrip('.')}."),
@@ -271,7 +271,7 @@ def print_table(comparison: Comparison, console: Any) -> None:
     console.print(text(_printable(verdict(comparison)), style="bold"))
     if any(row.equal_time is not None for row in comparison.rows):
         console.print(text(_printable(verdict(comparison, "equal_time"))))
-    console.print(text(RULE, style="dim"))
+    console.print(text(rule(comparison), style="dim"))
     for method, task, seed, message in failed_runs(comparison):
         where = f"{method}{f' ({task})' if task else ''}, seed {seed}"
         first = (message.strip().splitlines() or ["no message"])[-1]

@@ -1,5 +1,7 @@
 """What a comparison supports, in one sentence computed from its records."""
 
+import math
+
 from counterpoint.bench.columns import summary_columns
 from counterpoint.bench.numbers import format_number, format_spread
 from counterpoint.bench.readings import EQUAL, READINGS, SINGLE_TASK, get_reading
@@ -12,6 +14,41 @@ RULE = (
     "methods "
     "is also in part the luckiest."
 )
+
+
+def chance_of_clear(num_seeds: int) -> float:
+    """Return how probable it is that a method which equals equal weighting counts as clearly better.
+
+    With normal differences this is P(T > sqrt(n)) of Student's distribution with n - 1 degrees of freedom, here by the
+    substitution t = sqrt(n - 1) tan(a), which leaves a power of the cosine, and Simpson's rule.
+
+    Args:
+        num_seeds: Number of seeds n, at least two.
+
+    Example:
+        >>> round(chance_of_clear(2), 4), round(chance_of_clear(3), 4), round(chance_of_clear(5), 4)
+        (0.1959, 0.1127, 0.0445)
+    """
+    freedom, steps = num_seeds - 1, 400
+    start = math.atan(math.sqrt(num_seeds / freedom))
+    width = (math.pi / 2 - start) / steps
+    powers = [math.cos(start + index * width) ** (freedom - 1) for index in range(steps + 1)]
+    integral = width / 3 * (powers[0] + powers[-1] + 4 * sum(powers[1:-1:2]) + 2 * sum(powers[2:-1:2]))
+    return math.exp(math.lgamma(num_seeds / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi) * integral
+
+
+def rule(comparison: Comparison) -> str:
+    """Return :data:`RULE` with what chance alone makes of it for this many seeds and methods."""
+    methods = sum(row.final is not None and row.method not in (SINGLE_TASK, EQUAL) for row in comparison.rows)
+    seeds = len(comparison.seeds)
+    if seeds < 2 or not methods:
+        return RULE
+    chance = chance_of_clear(seeds)
+    share = format_number(100 * chance, 0 if chance > 0.01 else 2)
+    return (
+        f"{RULE} If none of the {methods} methods differed from equal weighting at all, {share} % of them, here "
+        f"{format_number(chance * methods, 1)}, would still be expected to pass with {seeds} seeds."
+    )
 
 
 def is_clear(difference: Spread) -> bool:

@@ -26,6 +26,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         UnknownNameError: If nothing is called that.
     """
     reject(args.parser, rest)
+    from counterpoint.balancers._needs import NEEDS
+
     families = registries().values()
     for registry in families:
         if fold(args.name) in map(fold, registry.names()):
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print()
     width = max(map(len, [*found.facts, "options"])) + 2
     for fact, value in found.facts.items():
+        if fact == "needs":
+            value = "; ".join(NEEDS[need] for need in value.split(", "))
         lead = f"  {fact.replace('_', ' '):<{width}}"
         print(textwrap.fill(value, 100, initial_indent=lead, subsequent_indent=" " * len(lead)))
     print("\n  options" if found.options else "\n  no options")

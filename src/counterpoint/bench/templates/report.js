@@ -115,6 +115,11 @@
     button.addEventListener("click", () => sortBy(button.closest("th")));
   }
 
+  const box = document.querySelector(".scroll");
+  new ResizeObserver(() => {
+    document.getElementById("more").hidden = box.scrollWidth <= box.clientWidth;
+  }).observe(box);
+
   // Print shows what is folded, and folds it again afterwards.
   const opened = new Set();
   function unfold(printing) {
