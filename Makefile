@@ -3,9 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What the demo compares beside the baselines: few enough for two minutes on two cores. All methods: compare digits.
-DEMO := uncertainty dwa mgda pcgrad cagrad graddrop imtl_g nash_mtl msi pomsi
-
 .PHONY: demo test lint format readme clean
 
 # some methods of every kind, beside equal and random weights, so that it ends within two or three minutes; without
