@@ -298,3 +298,49 @@ def test_nan_in_one_task_names_it_and_writes_nothing():
     with pytest.raises(NonFiniteError, match="task '1'"):
         PCGrad(2).backward([heads[0](z).square().mean(), bad])
     assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])
+
+
+def test_a_hook_on_a_weight_counts():
+    """A mask on a gradient is part of it; a layer whose weight has one is left to the rows."""
+    linear, mask = nn.Linear(6, 5).double(), torch.zeros(5, 6, dtype=torch.float64)
+    mask[0] = 1
+    handle = linear.weight.register_hook(lambda gradient: gradient * mask)
+    losses = task_losses(linear, image(6))
+    assert layer_gradients(losses, always=True, retain_graph=True) is None
+    PCGrad(3, generator=torch.Generator().manual_seed(0)).backward(losses)
+    assert linear.weight.grad is not None
+    assert not linear.weight.grad[1:].any()
+    assert linear.weight.grad[0].any()
+    handle.remove()
+    assert layer_gradients(task_losses(linear, image(6)), always=True) is not None
+
+
+def test_a_bias_that_is_broadcast_is_no_part_of_the_layer():
+    weight, bias = (nn.Parameter(torch.randn(*shape, dtype=torch.float64)) for shape in ((6, 5), (1,)))
+    out = torch.addmm(bias, image(6), weight)
+    losses = [out.square().mean(), out.sin().mean()]
+    found = layer_gradients(losses, always=True, retain_graph=True)
+    assert found is not None
+    jacobian = whole_gram(found, losses)
+    torch.testing.assert_close(found.gram(), jacobian @ jacobian.T)
+    combined = found.combine(torch.ones(2, dtype=torch.float64))
+    assert [piece.shape.numel() for piece in combined] == [leaf.numel() for leaf in found.leaves]
+
+
+def test_a_sparse_input_is_left_to_the_rows():
+    weight = nn.Parameter(torch.randn(6, 5))
+    out = torch.mm(torch.eye(6).to_sparse(), weight)
+    assert layer_gradients([out.square().mean(), out.sin().mean()], always=True) is None
+
+
+def test_a_compiled_trunk_is_left_to_the_rows():
+    trunk, heads = net()
+    compiled = torch.compile(trunk, backend="aot_eager")
+    x, written = torch.randn(8, 40), []
+    for module in (trunk, compiled):
+        trunk.zero_grad()
+        z = module(x)
+        PCGrad(4, generator=torch.Generator().manual_seed(0)).backward([h(z).square().mean() for h in heads])
+        written.append([p.grad.clone() for p in trunk.parameters()])
+    for eager, fast in zip(*written, strict=True):
+        torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-6)

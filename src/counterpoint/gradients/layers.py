@@ -194,12 +194,14 @@ class _Embedding(Layer):
 def find_layers(leaves: Sequence[Tensor], nodes: Mapping[Tensor, Node], parents: Parents) -> list[Layer]:
     """Return the layers among whose leaves are some of ``leaves``, each with one use in the graph.
 
+    A leaf with hooks is in none: what a hook makes of a gradient is known only once the gradient is there.
+
     Args:
         leaves: Leaves that may be taken.
         nodes: The node that accumulates the gradient of each leaf.
         parents: Which nodes use such a node, or one that only passes a weight on.
     """
-    uses = {leaf: _use(nodes[leaf], parents) for leaf in leaves}
+    uses = {leaf: _use(nodes[leaf], parents) for leaf in leaves if not leaf._backward_hooks}
     biases = {(use[0], use[1]): leaf for leaf, use in uses.items() if use is not None}
     found = [_layer(leaf, use, biases) for leaf, use in uses.items() if use is not None]
     return [layer for layer in found if layer is not None]
@@ -232,9 +234,11 @@ def _layer(leaf: Tensor, use: tuple[Node, int, bool], biases: Mapping[tuple[Node
     if (name, slot) == ("AddmmBackward0", 2) and node._saved_alpha == 1 and node._saved_beta == 1:
         x = _saved(node, "mat1")
         bias = biases.get((node, 0))
-        if x is None or (bias is not None and bias.ndim != 1):
+        if x is None:
             return None
-        return _Linear(edge, leaf, bias, x, transposed)
+        outputs = leaf.shape[0 if transposed else 1]
+        fits = bias is not None and bias.shape == (outputs,)  # else it is broadcast, and summed over more than rows
+        return _Linear(edge, leaf, bias if fits else None, x, transposed)
     if (name, slot) == ("MmBackward0", 1):
         x = _saved(node, "self")
         return None if x is None else _Linear(edge, leaf, None, x, transposed)
@@ -261,11 +265,12 @@ def _convolution(node: Any, edge: GradientEdge, leaf: Tensor, bias: Tensor | Non
 
 
 def _saved(node: Node, name: str) -> Tensor | None:
-    """Return a tensor that the graph keeps, or ``None`` if reading it is not free.
+    """Return a tensor that the graph keeps, or ``None`` if it is no plain dense one or reading it is not free.
 
     Activation checkpointing and offloading keep something else and compute or fetch the tensor when it is read.
     """
     raw = getattr(node, f"_raw_saved_{name}", None)
     if raw is None or getattr(raw, "unpack_hook", raw) is not None:  # an old torch does not tell: be careful
         return None
-    return getattr(node, f"_saved_{name}").detach()
+    value = getattr(node, f"_saved_{name}").detach()
+    return value if type(value) is Tensor and value.layout == torch.strided else None
