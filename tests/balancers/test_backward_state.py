@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from counterpoint.balancers import Equal, GramBalancer, JacobianBalancer, LossBalancer, PCGrad
-from counterpoint.errors import NonFiniteError, OptionError
+from counterpoint.errors import OptionError
 
 
 class Remembering(GramBalancer):
@@ -203,45 +203,3 @@ def test_a_refused_call_keeps_nothing_alive_once_the_error_is_gone(balancer):
     del hidden, both
     gc.collect()
     assert watched() is None
-
-
-class Tracked(LossBalancer):
-    """Keeps a large state whose shape is known at the first step only."""
-
-    key = "tracked"
-
-    def __init__(self, num_tasks=None, *, tasks=None):
-        super().__init__(num_tasks, tasks)
-        self.add_lazy_state("rows")
-
-    def objective(self, losses, *, present=None):
-        old = self.rows if self.rows.numel() else torch.zeros(2, 5)
-        self.rows = old + 1
-        return losses.sum()
-
-
-def test_a_large_state_is_shaped_at_the_first_step_saved_loaded_and_forgotten():
-    first, second = Tracked(2), Tracked(2)
-    parameter = torch.ones((), requires_grad=True)
-    first.backward([parameter * 1, parameter * 2])
-    assert torch.equal(first.rows, torch.ones(2, 5))
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(second.rows, torch.ones(2, 5))
-    first.reset()
-    assert first.rows.numel() == 0
-
-
-def test_a_refused_step_puts_a_large_state_back():
-    balancer = Tracked(2)
-    parameter = torch.ones((), requires_grad=True)
-    balancer.backward([parameter * 1, parameter * 2])
-    with pytest.raises(NonFiniteError):
-        balancer.backward([(parameter - 1).sqrt(), parameter * 2])
-    assert torch.equal(balancer.rows, torch.ones(2, 5))
-
-
-def test_further_batches_are_asked_for_by_number():
-    parameter = torch.ones((), requires_grad=True)
-    with pytest.raises(OptionError, match="1 batches a step; give the losses of 0 further batches as more="):
-        Equal(2).backward([parameter, parameter], more=[[parameter, parameter]])
-    assert parameter.grad is None

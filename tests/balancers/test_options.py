@@ -380,3 +380,14 @@ def test_uw_so_of_a_zero_loss_and_of_the_scale():
 def test_inverse_losses_refuse_negative_ones(key):
     with pytest.raises(OptionError, match="losses of at least 0"):
         balancers.create(key, 2).weights(None, torch.tensor([1.0, -1.0]))
+
+
+def test_a_need_that_no_loop_serves_is_refused_at_once():
+    class Asking(balancers.LossBalancer):
+        needs = frozenset({"metric"})
+
+        def objective(self, losses, *, present=None):
+            return losses.sum()
+
+    with pytest.raises(OptionError, match=r"needs must be .*did you mean metrics"):
+        Asking(2)

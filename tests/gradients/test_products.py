@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.balancers import PCGrad
-from counterpoint.errors import NonFiniteError
+from counterpoint.errors import GraphError, NonFiniteError
 from counterpoint.gradients import layer_gradients, task_gradients
 from counterpoint.linalg import gram
 
@@ -337,10 +337,24 @@ def test_a_compiled_trunk_is_left_to_the_rows():
     trunk, heads = net()
     compiled = torch.compile(trunk, backend="aot_eager")
     x, written = torch.randn(8, 40), []
-    for module in (trunk, compiled):
-        trunk.zero_grad()
-        z = module(x)
-        PCGrad(4, generator=torch.Generator().manual_seed(0)).backward([h(z).square().mean() for h in heads])
-        written.append([p.grad.clone() for p in trunk.parameters()])
+    with torch._functorch.config.patch(donated_buffer=False):
+        for module in (trunk, compiled):
+            trunk.zero_grad()
+            z = module(x)
+            PCGrad(4, generator=torch.Generator().manual_seed(0)).backward([h(z).square().mean() for h in heads])
+            written.append([p.grad.clone() for p in trunk.parameters()])
     for eager, fast in zip(*written, strict=True):
         torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_trunk_that_allows_one_pass_only_says_what_to_do(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires ...")
+
+    trunk, heads = net()
+    z = trunk(torch.randn(8, 40))
+    losses = [head(z).square().mean() for head in heads]
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    with pytest.raises(GraphError, match=r"donated_buffer = False before compiling, or use level='features'"):
+        PCGrad(4).backward(losses)
+    assert all(p.grad is None for p in trunk.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice
 from counterpoint.balancers._losses import Losses, Step, read_losses
-from counterpoint.balancers._needs import LookAhead
+from counterpoint.balancers._needs import NEEDS
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._state import StatefulModule
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
@@ -36,7 +36,6 @@ class Call:
     level: Level
     group: dist.ProcessGroup | None
     scaler: torch.amp.GradScaler | None
-    more: tuple[Step, ...] = ()
 
     def scale(self, device: torch.device) -> float:
         """Return the loss scale; asking with a tensor makes a new scaler ready for ``scaler.step``."""
@@ -87,8 +86,6 @@ class Balancer(StatefulModule, ABC):
     task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
     nonnegative_losses: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()  # keys of NEEDS: what the training loop has to serve
-    loss_form: ClassVar[str] = "task"  # or "instance": (N,), or "cross": (K,), head k on all targets
-    num_batches: ClassVar[int] = 1  # of one step; the losses of the others are given as ``more``
 
     def __init__(
         self,
@@ -102,6 +99,8 @@ class Balancer(StatefulModule, ABC):
         if random and generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
         super().__init__(generator)
+        for need in self.needs:
+            check_choice(f"{self._owner}: needs", need, NEEDS)  # what no loop serves would silently never come
         self.num_tasks = num_tasks
         self.tasks = None if tasks is None else tuple(tasks)
         self._names = self.tasks  # also learned from the first mapping
@@ -121,15 +120,6 @@ class Balancer(StatefulModule, ABC):
         """Tell the balancer that an epoch of training ended; serves ``"epochs"``, others do nothing."""
         return
 
-    def after_step(self, losses: Losses) -> None:  # noqa: ARG002
-        """Give the losses of the same batch once more, after the optimizer step; serves ``"losses_after_step"``.
-
-        Args:
-            losses: As given to :meth:`backward`; only the values are read. Compute them without a graph, in the same
-                mode and with the same random numbers (dropout), and leave the running statistics of norms alone.
-        """
-        return
-
     def observe_metrics(
         self,
         values: Mapping[str, float] | Sequence[float],  # noqa: ARG002
@@ -143,14 +133,6 @@ class Balancer(StatefulModule, ABC):
             higher_is_better: Direction of each metric.
         """
         return
-
-    def look_ahead(self, ahead: LookAhead) -> None:  # noqa: ARG002
-        """Try steps before the real one; serves ``"look_ahead"``. Call it before the forward pass of the step."""
-        return
-
-    def transform(self, features: Tensor, task: str | int) -> Tensor:  # noqa: ARG002
-        """Return what the head of a task reads instead of the features; serves ``"transform"``."""
-        return features
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is no tensor of the module: names of the tasks and the generator's state."""
@@ -208,7 +190,6 @@ class Balancer(StatefulModule, ABC):
         level: Level = "parameters",
         process_group: dist.ProcessGroup | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        more: Sequence[Losses] = (),
     ) -> BalancerReport:
         """Replace ``sum(losses).backward()``: add the balanced gradient to ``.grad``.
 
@@ -232,32 +213,24 @@ class Balancer(StatefulModule, ABC):
                 process is an error in all. Do not also average the gradients yourself.
             scaler: Gradient scaler of mixed precision: losses are given unscaled, ``.grad`` holds scaled gradients for
                 ``scaler.step``. A gradient that overflows is then not an error, it makes the scaler skip the step.
-            more: Losses of further batches, for methods with ``num_batches`` above 1: one less than that number.
 
         Raises:
             ShapeError: If the number of losses is not ``num_tasks``, or one is no scalar.
             UnknownNameError: If a mapping has a task that the balancer does not know.
             GraphError: If a loss has no graph.
             NonFiniteError: If a loss or a gradient is NaN or infinite; names the task.
-            OptionError: If ``level`` is unknown or lacks ``features``, a loss is negative where it must not be, or
-                ``more`` has not as many batches as the method reads.
+            OptionError: If ``level`` is unknown or lacks ``features``, or a loss is negative where it must not be.
             CounterpointError: If another process of the group raised.
         """
         check_choice(f"{self._owner}: level", level, ("parameters", "features"))
         parts = () if features is None else (features,) if isinstance(features, Tensor) else tuple(features)
         if level == "features" and not parts:
             raise OptionError(f"{self._owner}: level='features' needs features=, the output of the trunk")
-        if len(more) != self.num_batches - 1:
-            raise OptionError(
-                f"{self._owner}: this method reads {self.num_batches} batches a step; give the losses of "
-                f"{self.num_batches - 1} further batches as more=[...], got {len(more)}"
-            )
         call = Call(shared, parts, level, process_group, scaler)
         before = self._snapshot()
         finished = False
         try:
-            step = self._read(self.scalars(losses), process_group)
-            call = self._read_more(call, step, more)
+            step = self._read(losses, process_group)
             report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
             finished = not report.skipped
         finally:
@@ -266,27 +239,6 @@ class Balancer(StatefulModule, ABC):
         if isinstance(losses, Mapping):
             self._names = step.names
         return report
-
-    def scalars(self, losses: Losses) -> Losses:
-        """Return one scalar a task from the losses of a call; methods with another ``loss_form`` reduce them here."""
-        return losses
-
-    def _read_more(self, call: Call, step: Step, more: Sequence[Losses]) -> Call:
-        """Check the losses of further batches, which must be of the same tasks.
-
-        Raises:
-            ShapeError: If another task is present.
-        """
-        if not more:
-            return call
-        steps = tuple(self._read(self.scalars(losses), call.group) for losses in more)
-        for number, other in enumerate(steps, 2):
-            if other.present != step.present:
-                raise ShapeError(
-                    f"{self._owner}: batch {number} has the tasks {[other.names[i] for i in other.present]}, the first "
-                    f"{[step.names[i] for i in step.present]}; all batches of a step must have the same tasks"
-                )
-        return dataclasses.replace(call, more=steps)
 
     @abstractmethod
     def _backward(self, step: Step, call: Call) -> BalancerReport:

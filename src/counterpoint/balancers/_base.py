@@ -249,7 +249,6 @@ class JacobianBalancer(_GradientBalancer):
 
     reads: ClassVar[str] = "jacobian"
     cost: ClassVar[str] = "K backward passes (1 at level='features'), memory for K gradients"
-    keeps_columns: ClassVar[bool] = False  # has a state per coordinate, so columns must mean the same at every step
 
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None
@@ -271,16 +270,11 @@ class JacobianBalancer(_GradientBalancer):
         if not bool(torch.isfinite(jacobian).all()):
             raise NonFiniteError(f"{self._owner}: jacobian must be finite")
         with torch.no_grad():
-            return _direction(self.aggregate(jacobian.detach(), losses, positions))
+            return self.aggregate(jacobian.detach(), losses, positions)
 
     @abstractmethod
-    def aggregate(
-        self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the combined row of a checked matrix; :meth:`combine` calls this.
-
-        A method whose combined row is a weighted sum of the rows returns the row and the weights (k,).
-        """
+    def aggregate(self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
+        """Return the combined row of a checked matrix; :meth:`combine` calls this."""
 
     def _balance(
         self,
@@ -292,17 +286,7 @@ class JacobianBalancer(_GradientBalancer):
         assert isinstance(found, gradients.TaskGradients)
         with torch.no_grad():
             if call.group is None or call.level == "parameters":
-                result = self.aggregate(found.jacobian, step.values, step.present)
-                return _weights(result), _direction(result)
+                return None, self.aggregate(found.jacobian, step.values, step.present)
             whole, mine = gather_columns(found.jacobian, call.group)
             size = dist.get_world_size(call.group)  # each loss is the mean over processes
-            result = self.aggregate(whole / size, step.values, step.present)
-            return _weights(result), _direction(result)[mine] * size
-
-
-def _direction(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    return result if isinstance(result, Tensor) else result[0]
-
-
-def _weights(result: Tensor | tuple[Tensor, Tensor]) -> Tensor | None:
-    return None if isinstance(result, Tensor) else result[1]
+            return None, self.aggregate(whole / size, step.values, step.present)[mine] * size

@@ -1,16 +1,12 @@
 """DualProj: the mean gradient, projected so that it harms no task."""
 
-from collections.abc import Sequence
 from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.balancers._base import GramBalancer
-from counterpoint.balancers._preference import Preference, check_preference, preference_of
+from counterpoint.balancers._dual_cone import DualConeBalancer
 from counterpoint.solvers.cone import project_to_dual_cone, regularized
-
-_RESIDUAL = 1e-5  # float64 gives 1e-13; a singular matrix of rows in float32 about the accuracy of its entries
 
 
 def dual_proj_weights(
@@ -46,7 +42,7 @@ def dual_proj_weights(
 
 
 @final
-class DualProj(GramBalancer):
+class DualProj(DualConeBalancer):
     """DualProj: the mean gradient projected onto the dual cone of the task gradients; see :func:`dual_proj_weights`.
 
     Args:
@@ -63,23 +59,6 @@ class DualProj(GramBalancer):
     provenance = "paper (Eq. 8), for the mean of the task gradients; projection exact"
     scale = "mean"
 
-    def __init__(
-        self,
-        num_tasks: int | None = None,
-        *,
-        tasks: Sequence[str] | None = None,
-        preference: Preference | None = None,
-        torchjd_compat: bool = False,
-    ) -> None:
-        super().__init__(num_tasks, tasks)
-        self._preference = check_preference("DualProj", preference, self.num_tasks, self.tasks)
-        self.preference = preference
-        self.torchjd_compat = torchjd_compat
-
-    def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
-        """Return the weights of one step; see :func:`dual_proj_weights`."""
-        preference = preference_of(self._preference, present)
-        weights, residual = dual_proj_weights(gram, preference, torchjd_compat=self.torchjd_compat)
-        if not residual <= _RESIDUAL:
-            self.warn_once("solver", f"the solver stopped at residual {residual:.1e}; its best weights are used")
-        return weights
+    def project(self, gram: Tensor, preference: Tensor) -> tuple[Tensor, float]:
+        """Return the weights and the residual; see :func:`dual_proj_weights`."""
+        return dual_proj_weights(gram, preference, torchjd_compat=self.torchjd_compat)

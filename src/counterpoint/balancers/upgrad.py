@@ -1,16 +1,12 @@
 """UPGrad: every task gradient is projected so that it harms no task, and the projections are added."""
 
-from collections.abc import Sequence
 from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.balancers._base import GramBalancer
-from counterpoint.balancers._preference import Preference, check_preference, preference_of
+from counterpoint.balancers._dual_cone import DualConeBalancer
 from counterpoint.solvers.cone import project_rows_to_dual_cone, regularized
-
-_RESIDUAL = 1e-5  # float64 gives 1e-13; a singular matrix of rows in float32 about the accuracy of its entries
 
 
 def upgrad_weights(
@@ -44,7 +40,7 @@ def upgrad_weights(
 
 
 @final
-class UPGrad(GramBalancer):
+class UPGrad(DualConeBalancer):
     """UPGrad: the mean of the projections of the task gradients onto their dual cone; see :func:`upgrad_weights`.
 
     The K projections take about 1 ms for 40 tasks and half a second for 300; the cost grows with K^4.
@@ -63,23 +59,6 @@ class UPGrad(GramBalancer):
     provenance = "paper, projections exact; the option torchjd_compat checked against TorchJD"
     scale = "mean"
 
-    def __init__(
-        self,
-        num_tasks: int | None = None,
-        *,
-        tasks: Sequence[str] | None = None,
-        preference: Preference | None = None,
-        torchjd_compat: bool = False,
-    ) -> None:
-        super().__init__(num_tasks, tasks)
-        self._preference = check_preference("UPGrad", preference, self.num_tasks, self.tasks)
-        self.preference = preference
-        self.torchjd_compat = torchjd_compat
-
-    def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
-        """Return the weights of one step; see :func:`upgrad_weights`."""
-        preference = preference_of(self._preference, present)
-        weights, residual = upgrad_weights(gram, preference, torchjd_compat=self.torchjd_compat)
-        if not residual <= _RESIDUAL:
-            self.warn_once("solver", f"the solver stopped at residual {residual:.1e}; its best weights are used")
-        return weights
+    def project(self, gram: Tensor, preference: Tensor) -> tuple[Tensor, float]:
+        """Return the weights and the residual; see :func:`upgrad_weights`."""
+        return upgrad_weights(gram, preference, torchjd_compat=self.torchjd_compat)

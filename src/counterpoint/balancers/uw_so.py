@@ -22,7 +22,7 @@ def uw_so_weights(
     of the losses, and is close to one-hot if one of them is tiny: bring them to similar size first.
 
     Args:
-        losses: Losses, at least 0; in the weights a loss below 1e-8 counts as 1e-8, where the paper adds a constant.
+        losses: Losses, at least 0; in the weights a loss below 1e-8 counts as 1e-8, so that they stay finite.
         temperature: Larger is more even, above 0; tuned for each data set in the paper. Not read by ``"inverse"``.
         form: ``"softmax"`` or ``"inverse"``.
 

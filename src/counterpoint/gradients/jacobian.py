@@ -172,7 +172,7 @@ def task_gradients(
     jacobian = empty_rows(len(losses), ordered.shared, workspace)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
-        found = _differentiate(features, through, head, retain_graph=retain_graph or not last)
+        found = differentiate(features, through, head, retain_graph=retain_graph or not last)
         # the trunk's part still has the loss scale in it
         fill_row(row, [*bypass[task], *(None if g is None else unscaled(g, scale) for g in found)], ordered.shared)
     return TaskGradients(jacobian, ordered, private, passes + len(losses))
@@ -197,10 +197,10 @@ def _heads(
         leaves = [*direct, *own]
         near = [leaf for leaf in leaves if leaf not in scope.below]
         with _cut(features):
-            found = _differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
+            found = differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
         # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
         far = [leaf for leaf in leaves if leaf in scope.below]
-        whole = _differentiate([loss_edge(loss)], far, seed, retain_graph=True)
+        whole = differentiate([loss_edge(loss)], far, seed, retain_graph=True)
         by_leaf = dict(zip([*near, *far], [*found[len(features) :], *whole], strict=True))
         used = used or any(gradient is not None for gradient in found[: len(features)])
         heads.append(_dense(found[: len(features)], features))
@@ -244,7 +244,7 @@ def _without_features(
         last = task == len(losses) - 1
         seed = [torch.full_like(loss, scale)]
         inputs = [*scope.shared, *leaves]
-        found = _differentiate([loss_edge(loss)], inputs, seed, retain_graph=retain_graph or not last)
+        found = differentiate([loss_edge(loss)], inputs, seed, retain_graph=retain_graph or not last)
         fill_row(jacobian[task], found[: len(scope.shared)], scope.shared)
         own = found[len(scope.shared) :]
         private.append([None if gradient is None else unscaled(gradient, scale) for gradient in own])
@@ -264,16 +264,30 @@ def measure_gram(
     return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
 
 
-def _differentiate(
+def differentiate(
     outputs: Sequence[Tensor] | Sequence[GradientEdge],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | GradientEdge],
     seeds: Sequence[Tensor],
     *,
     retain_graph: bool,
 ) -> tuple[Tensor | None, ...]:
+    """Run one backward pass down to the inputs; ``None`` for an input that is not reached.
+
+    Raises:
+        GraphError: If the graph is that of a compiled network which allows one backward pass only.
+    """
     if not inputs:
         return ()
-    return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain_graph, allow_unused=True)
+    try:
+        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise GraphError(
+            "the compiled network frees its buffers in the first backward pass, and this method needs one a task; set "
+            "torch._functorch.config.donated_buffer = False before compiling, or use level='features' with the tensors "
+            "that the network returns"
+        ) from error
 
 
 def _dense(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import Workspace, empty_rows, fill_row, split_row, unscaled
+from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, split_row, unscaled
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.scope import Scope, find_scope, loss_edge
 from counterpoint.gradients.write import accumulate
@@ -134,12 +134,11 @@ def layer_gradients(
     private: list[list[Tensor | None]] = []
     for task, (loss, own) in enumerate(zip(losses, scope.private, strict=True)):
         inputs = [*(layer.edge for layer in layers), *rest, *own]
-        gradients = torch.autograd.grad(
-            [loss_edge(loss)],  # type: ignore[arg-type]
-            inputs,  # type: ignore[arg-type]
+        gradients = differentiate(
+            [loss_edge(loss)],
+            inputs,
             [torch.full_like(loss, scale)],
             retain_graph=retain_graph or task < len(losses) - 1,
-            allow_unused=True,
         )
         outputs.append(list(gradients[: len(layers)]))
         fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
