@@ -8,6 +8,7 @@ from counterpoint.balancers._base import GramBalancer as GramBalancer
 from counterpoint.balancers._base import JacobianBalancer as JacobianBalancer
 from counterpoint.balancers._base import LossBalancer as LossBalancer
 from counterpoint.balancers._create import create as _create
+from counterpoint.balancers._create import stages as stages
 from counterpoint.balancers._needs import LookAhead as LookAhead
 from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
 from counterpoint.balancers.cagrad import CAGrad as CAGrad

@@ -114,7 +114,7 @@ class Wrapped(ComposedBalancer):
         reads = self.balancer.reads
         if reads == "jacobian":
             refused = {
-                "between='reuse'": self.every > 1 and self.between == "reuse",
+                "every with between='reuse' (use between='sum')": self.every > 1 and self.between == "reuse",
                 f"rescale={self.rescale!r}": self.rescale in ("sum1", "mean_m"),
                 "task_gradients='weighted'": self._given["task_gradients"] == "weighted",
             }

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from counterpoint import architectures, balancers, blocks, data
+from counterpoint import architectures, blocks, data
 from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
+from counterpoint.bench.method import build_balancer, check_balancer
 from counterpoint.bench.run_config import RunConfig, TrainingConfig, check_component
 from counterpoint.data import MultiTaskData
 from counterpoint.errors import OptionError
@@ -51,7 +52,7 @@ def check_run(config: RunConfig) -> None:
     check_component(architectures.ARCHITECTURES, model.name, model.options, where="--model.options.{} VALUE")
     check_component(blocks.BACKBONES, model.backbone, model.backbone_options, where="--model.backbone_options.{} VALUE")
     check_component(blocks.HEADS, model.head, model.head_options, where="--model.head_options.{} VALUE")
-    check_component(balancers.BALANCERS, balancer.name, balancer.options, where="--balancer.{} VALUE")
+    check_balancer(balancer, where="--balancer.{} VALUE")
     check_choice("training: precision", config.training.precision, _PRECISIONS)
     check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
     check_integer("training: threads", config.training.threads, low=0)
@@ -89,7 +90,7 @@ def build(config: RunConfig) -> Built:
     seed_everything(config.seed)
     with fabric.init_module():
         model = _model(config, dataset, tasks)
-    balancer = balancers.create(config.balancer.name, tasks=[task.name for task in tasks], **config.balancer.options)
+    balancer = build_balancer(config.balancer, [task.name for task in tasks])
     optimizer_config = config.optimizer
     groups = [(group.match, group.options) for group in optimizer_config.groups]
     optimizer = build_optimizer(optimizer_config.name, optimizer_config.options, groups, model, balancer)

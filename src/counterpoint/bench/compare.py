@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from counterpoint import balancers
 from counterpoint.bench.build import build, check_run
+from counterpoint.bench.method import build_balancer, canonical_name, check_balancer
 from counterpoint.bench.results import TaskInfo
-from counterpoint.bench.run_config import BalancerConfig, RunConfig, check_component, one_line, parse_run
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, one_line, parse_run
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
@@ -60,27 +60,31 @@ def make_config(run: RunConfig, methods: Sequence[str], seeds: Sequence[int]) ->
 def parse_method(text: str) -> BalancerConfig:
     """Read ``"cagrad"`` or ``"cagrad(c=0.2, rescale=1)"``; values are written as in YAML.
 
+    ``"uncertainty+pcgrad"`` is a chain, ``"uncertainty+pcgrad(pcgrad={reduction: mean})"`` one with options, and
+    ``wrap={every: 4}`` among the options wraps the balancer.
+
     Raises:
         OptionError: If it is not of that form, or an option does not exist.
     """
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
     if match is None:
         raise OptionError(f"method {text!r} is not of the form name or name(option=value, ...)")
-    name = match[1] if ":" in match[1] else balancers.BALANCERS.get(match[1]).key
+    name = canonical_name(match[1])
     try:
         written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
         options = yaml.safe_load("{" + written + "}") or {}
     except yaml.YAMLError as error:
         raise OptionError(f"method {text!r}: {one_line(error)}") from error
-    check_component(balancers.BALANCERS, name, options, where=f"'{name}({{}}=VALUE)'")
-    return BalancerConfig(name, options)
+    config = BalancerConfig(name, {key: options[key] for key in options if key != "wrap"}, options.get("wrap") or {})
+    check_balancer(config, where=f"'{name}({{}}=VALUE)'")
+    return config
 
 
 def method_name(balancer: BalancerConfig) -> str:
     """Return the name of a method in tables: its key, with its options where they are not the defaults."""
     options = ", ".join(
         f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
-        for key, value in balancer.options.items()
+        for key, value in [*balancer.options.items(), *([("wrap", balancer.wrap)] if balancer.wrap else [])]
     )
     return f"{balancer.name}({options})" if options else balancer.name
 
@@ -102,8 +106,7 @@ def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
     if len(tasks) < 2:
         raise OptionError(f"a comparison needs at least two tasks, got {[task.name for task in tasks]}")
     for method in config.methods:
-        balancer = parse_method(method)
-        balancers.create(balancer.name, tasks=[task.name for task in tasks], **balancer.options)
+        build_balancer(parse_method(method), [task.name for task in tasks])
     return tasks
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoint import balancers
 from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method
+from counterpoint.bench.method import what_it_reads
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
 from counterpoint.errors import FileError
@@ -116,7 +116,7 @@ class _Table:
 
         family = "baseline"
         if method not in (SINGLE_TASK, *BASELINES):
-            family = balancers.BALANCERS.get(parse_method(method).name).reads
+            family = what_it_reads(parse_method(method))
         tasks = [task.name for task in self.tasks] if method == SINGLE_TASK else [None]
         wanted = [self.runs[method, task, seed] for seed in self.seeds for task in tasks]
         return MethodRow(

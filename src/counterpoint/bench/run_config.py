@@ -1,6 +1,7 @@
 """The typed tree that describes a run; YAML is only its written form."""
 
 import dataclasses
+import inspect
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -59,12 +60,14 @@ class BalancerConfig:
     """Balancer.
 
     Attributes:
-        name: Key of the balancer.
-        options: Arguments of its constructor, without the tasks.
+        name: Key of the balancer, or a loss balancer and a gradient balancer with a plus sign between.
+        options: Arguments of its constructor, without the tasks; of two, a mapping for each.
+        wrap: Options of :class:`~counterpoint.balancers.Wrapped` around it.
     """
 
     name: str = "equal"
     options: Options = dataclasses.field(default_factory=dict)
+    wrap: Options = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +269,26 @@ def check_component(registry: Registry, name: str, options: Mapping[str, Any], *
     for option in registry.describe(name).options:
         if option.required and option.name not in options:
             raise OptionError(f"{cls.__name__} needs {option.name}; give it with {where.format(option.name)}")
+    check_arguments(cls, options, given=registry.given)
+
+
+def check_arguments(cls: type, options: Mapping[str, Any], *, given: Sequence[str]) -> None:
+    """Check names and types of constructor arguments.
+
+    Args:
+        cls: The class.
+        options: Its arguments.
+        given: Arguments that the run sets.
+
+    Raises:
+        OptionError: If an argument does not exist or has the wrong type.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "options", skip=set(registry.given), fail_untyped=False)
+    parser.add_class_arguments(cls, "options", skip=set(given), fail_untyped=False)
+    valid = [name for name in inspect.signature(cls).parameters if name not in given]
+    for option in options:
+        if option not in valid:
+            raise OptionError(f"{cls.__name__} has no option {option!r}{nearest(option, valid)}")
     try:
         parser.parse_object({"options": dict(options)})
     except ArgumentError as error:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["*"],
         metavar="NAME",
-        help="names, patterns, or 'cagrad(c=0.2)'; default: all",
+        help="names, patterns, 'cagrad(c=0.2)', 'uncertainty+pcgrad', 'pcgrad(wrap={every: 4})'; default: all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare-RECIPE)")

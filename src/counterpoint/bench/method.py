@@ -1,0 +1,53 @@
+"""The balancer of a run by its name: one, or a chain of two, and perhaps wrapped."""
+
+from collections.abc import Sequence
+
+from counterpoint import balancers
+from counterpoint.balancers import BALANCERS, Balancer, LossBalancer, Wrapped
+from counterpoint.bench.run_config import BalancerConfig, check_arguments, check_component
+from counterpoint.errors import OptionError
+
+
+def canonical_name(name: str) -> str:
+    """Return a name with the keys as they are registered; a class of one's own stays as it is.
+
+    Raises:
+        UnknownNameError: If there is no such balancer.
+    """
+    parts = [part.strip() for part in name.split("+")]
+    return "+".join(part if ":" in part else BALANCERS.get(part).key for part in parts)
+
+
+def check_balancer(config: BalancerConfig, *, where: str) -> None:
+    """Check names, options and their types without building anything.
+
+    Args:
+        config: What to check.
+        where: How an option is given, with its name for ``{}``; for the message about one that is missing.
+
+    Raises:
+        OptionError: If a chain is not of a loss balancer and a gradient balancer, or an option does not exist, has the
+            wrong type or is missing.
+    """
+    parts = list(balancers.stages(BALANCERS, config.name, config.options))
+    for name, options in parts:
+        place = where if len(parts) == 1 else where.replace("{}", f"{name}.{{}}")
+        check_component(BALANCERS, name, dict(options), where=place)
+    if len(parts) == 2:
+        first, second = (BALANCERS.get(name) for name, _ in parts)
+        if not issubclass(first, LossBalancer) or issubclass(second, LossBalancer):
+            raise OptionError(
+                f"balancer {config.name!r}: a chain is a loss balancer and then a gradient balancer; "
+                f"{first.__name__} reads {first.reads} and {second.__name__} reads {second.reads}"
+            )
+    check_arguments(Wrapped, config.wrap, given=("balancer",))
+
+
+def build_balancer(config: BalancerConfig, tasks: Sequence[str]) -> Balancer:
+    """Build the balancer of a run."""
+    return balancers.create(config.name, tasks=list(tasks), wrap=config.wrap, **config.options)
+
+
+def what_it_reads(config: BalancerConfig) -> str:
+    """Return what a balancer reads: of a chain, what its second part does."""
+    return BALANCERS.get(config.name.split("+")[-1].strip()).reads
