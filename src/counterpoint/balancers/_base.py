@@ -107,6 +107,9 @@ class GradientBalancer(WeightedPass):
     measure: Measure = "shared"  # what the Gram matrix is of, where the call does not say
 
     def _backward(self, step: Step, call: Call) -> BalancerReport:
+        leaves = self._measured(step, call)
+        if leaves is not None:
+            return self._backward_measured(step, call, leaves)
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
             found = self._task_gradients(step, call, scale)

@@ -150,8 +150,7 @@ class Wrapped(ComposedBalancer):
                 else:
                     balanced = self._weigh(None, step.values, step.present, step)
             return self._pass(step, call, balanced)
-        leaves = self._measured(step, call)
-        return super()._backward(step, call) if leaves is None else self._backward_measured(step, call, leaves)
+        return super()._backward(step, call)
 
     def _pass(self, step: Step, call: Call, balanced: Balanced) -> BalancerReport:
         """Run one backward pass with weights that are known."""
@@ -224,7 +223,7 @@ class Wrapped(ComposedBalancer):
         mean = self.gram_decay * mean + (1 - self.gram_decay) * gram.to(mean)
         self.gram_mean[rows, columns] = mean
         self.gram_count[rows, columns] = count
-        return (mean / (1 - self.gram_decay**count)).to(gram)
+        return (mean / (1 - self.gram_decay ** count.double())).to(gram)
 
     def _factor(self, weights: Tensor, gram: Tensor | None) -> Tensor | float:
         """Return what multiplies the weights.

@@ -71,9 +71,16 @@ def _same(first: Tensor, second: Tensor, message: str) -> None:
 def _paired(factory: Factory, count: int) -> tuple[Balancer, Balancer]:
     """Build two equal objects."""
     first, second = factory(count), factory(count)
-    if first.generator is not None and second.generator is not None:
-        second.generator.set_state(first.generator.get_state())
+    _same_randomness(first, second)
     return first, second
+
+
+def _same_randomness(first: Balancer, second: Balancer) -> None:
+    """Let the second draw what the first will draw, and the balancers that they hold as well."""
+    for one, other in zip(first.modules(), second.modules(), strict=True):
+        if isinstance(one, Balancer) and isinstance(other, Balancer) and one.generator is not None:
+            assert other.generator is not None
+            other.generator.set_state(one.generator.get_state())
 
 
 def _results(factory: Factory, count: int) -> None:
@@ -153,8 +160,7 @@ def _rebuilt(factory: Factory, count: int) -> None:
     first = factory(count)
     known = {name: value for name, value in vars(balancers).items() if isinstance(value, type)}
     second = eval(repr(first), {**known, type(first).__name__: type(first)})
-    if first.generator is not None:
-        second.generator.set_state(first.generator.get_state())
+    _same_randomness(first, second)
     _expect(repr(second) == repr(first), f"repr does not rebuild the object: {first!r} and {second!r}")
     step = _problem(count)
     _same(call(second, *step), call(first, *step), "the object built from repr gives another result")
