@@ -1,17 +1,23 @@
 """On quadratics whose Pareto set is known, methods end where theory says."""
 
+import math
+
 import pytest
 import torch
 
 from counterpoint.balancers import (
+    DTP,
     DWA,
     GLS,
     IMTLG,
+    LDCMTL,
+    LSB,
     MGDA,
     MSI,
     PIVRG,
     POMSI,
     RLW,
+    STCH,
     AlignedMTL,
     CAGrad,
     ConFIG,
@@ -23,6 +29,7 @@ from counterpoint.balancers import (
     GradVac,
     NashMTL,
     PCGrad,
+    ScaleInvariant,
     Uncertainty,
     UPGrad,
 )
@@ -79,6 +86,15 @@ PARETO = [
     GLS(2),
     Uncertainty(2),
     DWA(2),
+    ScaleInvariant(2),
+    ScaleInvariant(2, form="log1p"),
+    STCH(2, warmup_epochs=1),
+    STCH(2, variant="paper"),
+    LSB(2),
+    DTP(2, perfect=1.0),
+    LDCMTL(2),
+    LDCMTL(2, normalization="initial", detach_sum=False),
+    LDCMTL(2, normalization="log_ratio", lam=0.05),
 ]
 
 
@@ -106,7 +122,9 @@ def test_pcgrad_stops_where_two_gradients_oppose():
     assert abs(float(found[0] - weighted_optimum([1, 1])[0])) > 0.1
 
 
-@pytest.mark.parametrize("balancer", [Uncertainty(2), GLS(2)], ids=["Uncertainty", "GLS"])
+@pytest.mark.parametrize(
+    "balancer", [Uncertainty(2), GLS(2), ScaleInvariant(2)], ids=["Uncertainty", "GLS", "ScaleInvariant"]
+)
 def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
     """At the fixed point of the noise levels the weights are 1 / L, so sum_i grad L_i / L_i = 0, as for GLS."""
     found = descend(balancer, steps=800)
@@ -114,6 +132,13 @@ def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
     losses = SCALES * (difference**2).sum(dim=1) / 2 + 0.1
     terms = SCALES[:, None] * difference / losses[:, None]
     assert float(terms.sum(dim=0).norm()) < 0.02 * float(terms.norm(dim=1).max())
+
+
+def test_stch_of_the_paper_ends_where_the_losses_are_equal():
+    """On the segment between the centers, s_1 d_1^2 = s_2 d_2^2 with s = (1, 10) and d_1 + d_2 = 2."""
+    x = descend(STCH(2, variant="paper", mu=0.01, preference=[1.0, 1.0]), steps=3000, rate=0.02)
+    assert float(x[1]) == pytest.approx(0.0, abs=1e-3)
+    assert float(x[0]) == pytest.approx(-1 + 2 / (1 + math.sqrt(10)), abs=5e-3)
 
 
 def test_equal_lengths_make_the_middle_stationary():
