@@ -134,11 +134,13 @@ def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
     assert float(terms.sum(dim=0).norm()) < 0.02 * float(terms.norm(dim=1).max())
 
 
-def test_stch_of_the_paper_ends_where_the_losses_are_equal():
-    """On the segment between the centers, s_1 d_1^2 = s_2 d_2^2 with s = (1, 10) and d_1 + d_2 = 2."""
-    x = descend(STCH(2, variant="paper", mu=0.01, preference=[1.0, 1.0]), steps=3000, rate=0.02)
-    assert float(x[1]) == pytest.approx(0.0, abs=1e-3)
-    assert float(x[0]) == pytest.approx(-1 + 2 / (1 + math.sqrt(10)), abs=5e-3)
+def test_stch_of_the_paper_ends_where_its_weights_cancel_the_gradients():
+    """On the segment w_1 s_1 d_1 = w_2 s_2 d_2 with w the softmax of L / mu: mu ln (s_2 d_2 / s_1 d_1) = L_1 - L_2."""
+    mu = 0.5
+    x = descend(STCH(2, variant="paper", mu=mu, preference=[1.0, 1.0]))
+    distance = (x - CENTERS).norm(dim=1)
+    losses, slopes = SCALES * distance**2 / 2, SCALES * distance
+    assert float(losses[0] - losses[1]) == pytest.approx(mu * math.log(float(slopes[1] / slopes[0])), abs=1e-3)
 
 
 def test_equal_lengths_make_the_middle_stationary():
