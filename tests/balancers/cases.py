@@ -78,6 +78,49 @@ CASES = (
     Case("gls", "losses", claims={"permutation": True}, oracle="gls"),
     Case("dwa", "losses", variants=({"period": 1},), claims={"permutation": True, "sum_k": True}, oracle="dwa"),
     Case(
+        "scale_invariant",
+        "losses",
+        variants=({"form": "log1p"}, {"eps": 1e-3}),
+        claims={"permutation": True},
+    ),
+    Case(
+        "stch",
+        "losses",
+        options=lambda _: {"warmup_epochs": 1},
+        variants=(
+            {"warmup_epochs": 0, "mu": 0.1},
+            {"warmup_epochs": 0, "period": 1, "mu": 1e-3},
+            {"variant": "paper"},
+            {"variant": "paper", "mu": 1e-3, "ideal_point": 0.05},
+        ),
+        claims={"permutation": True},
+        oracle="stch",
+    ),
+    Case(
+        "lsb",
+        "losses",
+        variants=({"period": 1}, {"period": 1, "gamma": 0.0}, {"period": 1, "normalization": "initial"}),
+        claims={"permutation": True, "sum_k": True},
+    ),
+    Case(
+        "dtp",
+        "losses",
+        options=lambda _: {"perfect": 100.0},
+        variants=({"gamma": 2.0, "normalize": True}, {"worst": 200.0}),
+        claims={"permutation": True},
+        oracle="dtp",
+    ),
+    Case(
+        "ldc_mtl",
+        "losses",  # the penalty is along a chain, so there is no claim on the order of the tasks
+        variants=(
+            {"normalization": "initial", "lam": 0.05, "detach_sum": False},
+            {"normalization": "log_ratio", "lam": 0.05},
+            {"initial": -2.0, "lam": 0.0},
+        ),
+        oracle="ldc_mtl",
+    ),
+    Case(
         "mgda",
         "gram",
         variants=(

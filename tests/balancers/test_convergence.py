@@ -1,17 +1,23 @@
 """On quadratics whose Pareto set is known, methods end where theory says."""
 
+import math
+
 import pytest
 import torch
 
 from counterpoint.balancers import (
+    DTP,
     DWA,
     GLS,
     IMTLG,
+    LDCMTL,
+    LSB,
     MGDA,
     MSI,
     PIVRG,
     POMSI,
     RLW,
+    STCH,
     AlignedMTL,
     CAGrad,
     ConFIG,
@@ -23,6 +29,7 @@ from counterpoint.balancers import (
     GradVac,
     NashMTL,
     PCGrad,
+    ScaleInvariant,
     Uncertainty,
     UPGrad,
 )
@@ -79,6 +86,15 @@ PARETO = [
     GLS(2),
     Uncertainty(2),
     DWA(2),
+    ScaleInvariant(2),
+    ScaleInvariant(2, form="log1p"),
+    STCH(2, warmup_epochs=1),
+    STCH(2, variant="paper"),
+    LSB(2),
+    DTP(2, perfect=1.0),
+    LDCMTL(2),
+    LDCMTL(2, normalization="initial", detach_sum=False),
+    LDCMTL(2, normalization="log_ratio", lam=0.05),
 ]
 
 
@@ -106,7 +122,9 @@ def test_pcgrad_stops_where_two_gradients_oppose():
     assert abs(float(found[0] - weighted_optimum([1, 1])[0])) > 0.1
 
 
-@pytest.mark.parametrize("balancer", [Uncertainty(2), GLS(2)], ids=["Uncertainty", "GLS"])
+@pytest.mark.parametrize(
+    "balancer", [Uncertainty(2), GLS(2), ScaleInvariant(2)], ids=["Uncertainty", "GLS", "ScaleInvariant"]
+)
 def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
     """At the fixed point of the noise levels the weights are 1 / L, so sum_i grad L_i / L_i = 0, as for GLS."""
     found = descend(balancer, steps=800)
@@ -114,6 +132,15 @@ def test_ends_where_the_product_of_the_losses_is_stationary(balancer):
     losses = SCALES * (difference**2).sum(dim=1) / 2 + 0.1
     terms = SCALES[:, None] * difference / losses[:, None]
     assert float(terms.sum(dim=0).norm()) < 0.02 * float(terms.norm(dim=1).max())
+
+
+def test_stch_of_the_paper_ends_where_its_weights_cancel_the_gradients():
+    """On the segment w_1 s_1 d_1 = w_2 s_2 d_2 with w the softmax of L / mu: mu ln (s_2 d_2 / s_1 d_1) = L_1 - L_2."""
+    mu = 0.5
+    x = descend(STCH(2, variant="paper", mu=mu, preference=[1.0, 1.0]))
+    distance = (x - CENTERS).norm(dim=1)
+    losses, slopes = SCALES * distance**2 / 2, SCALES * distance
+    assert float(losses[0] - losses[1]) == pytest.approx(mu * math.log(float(slopes[1] / slopes[0])), abs=1e-3)
 
 
 def test_equal_lengths_make_the_middle_stationary():

@@ -21,8 +21,8 @@ from counterpoint.balancers import (
     GradDrop,
     GradVac,
     Uncertainty,
+    _periodic,
     cagrad,
-    dwa,
 )
 from counterpoint.balancers.cagrad import cagrad_weights
 from counterpoint.balancers.rlw import rlw_weights
@@ -51,6 +51,31 @@ ONES = torch.ones(2, dtype=torch.float64)
         ("dwa", {"temperature": 0.0}, "temperature"),
         ("dwa", {"period": 0}, "period"),
         ("dwa", {"period": 2.5}, "period"),
+        ("scale_invariant", {"form": "ln"}, "log1p"),
+        ("scale_invariant", {"eps": 0.0}, "eps"),
+        ("scale_invariant", {"task_weights": [1.0]}, "2 values"),
+        ("scale_invariant", {"task_weights": [0.0, 0.0]}, "positive"),
+        ("stch", {"variant": "log"}, "paper"),
+        ("stch", {"mu": 0.0}, "mu"),
+        ("stch", {"warmup_epochs": -1}, "warmup_epochs"),
+        ("stch", {"warmup_epochs": 1.5}, "whole number"),
+        ("stch", {"period": 0}, "period"),
+        ("stch", {"preference": [0.5, 0.5]}, "variant='paper'"),
+        ("stch", {"ideal_point": 0.0}, "variant='paper'"),
+        ("stch", {"variant": "paper", "period": 5}, "variant='released'"),
+        ("stch", {"variant": "paper", "preference": [1.0, 0.0]}, "preference"),
+        ("stch", {"variant": "paper", "ideal_point": float("nan")}, "ideal_point"),
+        ("lsb", {"gamma": -1.0}, "gamma"),
+        ("lsb", {"normalization": "mean"}, "sum_k"),
+        ("lsb", {"period": True}, "period"),
+        ("dtp", {"perfect": 0.0}, "must differ"),
+        ("dtp", {"perfect": float("inf")}, "perfect"),
+        ("dtp", {"perfect": 1.0, "worst": [0.0]}, "2 values"),
+        ("dtp", {"perfect": 1.0, "gamma": [1.0, -1.0]}, "gamma"),
+        ("dtp", {"perfect": 1.0, "ema_new_weight": 0.0}, "ema_new_weight"),
+        ("ldc_mtl", {"normalization": "log"}, "log_ratio"),
+        ("ldc_mtl", {"lam": -0.1}, "lam"),
+        ("ldc_mtl", {"initial": 1000.0}, "80"),
         ("mgda", {"normalization": "l1"}, "l2"),
         ("mgda", {"apply_to": "all"}, "original"),
         ("mgda", {"task_gradients": "none"}, "raw"),
@@ -239,7 +264,7 @@ def test_dwa_with_a_loss_of_zero():
 
 
 def test_dwa_warns_once_if_no_epoch_ends(monkeypatch):
-    monkeypatch.setattr(dwa, "_PATIENCE", 3)
+    monkeypatch.setattr(_periodic, "_PATIENCE", 3)
     balancer = DWA(2)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

@@ -14,6 +14,7 @@ from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
 from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG
+from counterpoint.balancers.dtp import DTP as DTP
 from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
@@ -26,6 +27,8 @@ from counterpoint.balancers.gradvac import GradVac as GradVac
 from counterpoint.balancers.imtl import IMTL as IMTL
 from counterpoint.balancers.imtl_g import IMTLG as IMTLG
 from counterpoint.balancers.imtl_l import IMTLL as IMTLL
+from counterpoint.balancers.ldc_mtl import LDCMTL as LDCMTL
+from counterpoint.balancers.lsb import LSB as LSB
 from counterpoint.balancers.mgda import MGDA as MGDA
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
@@ -33,6 +36,8 @@ from counterpoint.balancers.pcgrad import PCGrad as PCGrad
 from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
+from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
+from counterpoint.balancers.stch import STCH as STCH
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO

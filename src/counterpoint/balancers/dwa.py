@@ -8,10 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint._checks import check_range
-from counterpoint.balancers._base import LossBalancer
-from counterpoint.errors import OptionError
-
-_PATIENCE = 10_000  # steps without the end of an epoch after which there is a warning
+from counterpoint.balancers._periodic import PeriodicLossBalancer
 
 
 def dwa_weights(
@@ -43,7 +40,7 @@ def dwa_weights(
 
 
 @final
-class DWA(LossBalancer):
+class DWA(PeriodicLossBalancer):
     """DWA: weights from how fast each loss fell between the last two epochs; see :func:`dwa_weights`.
 
     All weights are 1 during the first two epochs. Say when an epoch ends with :meth:`end_epoch`, or give ``period``. A
@@ -64,11 +61,8 @@ class DWA(LossBalancer):
     scale = "weights sum to K"
     needs = frozenset({"epochs"})
 
-    loss_mean: Tensor
-    loss_count: Tensor
     last: Tensor
     previous: Tensor
-    num_steps: Tensor
 
     def __init__(
         self,
@@ -78,47 +72,19 @@ class DWA(LossBalancer):
         temperature: float = 2.0,
         period: int | None = None,
     ) -> None:
-        super().__init__(num_tasks, tasks)
+        super().__init__(num_tasks, tasks, period=period)
         self.temperature = check_range("DWA: temperature", temperature, low=0.0, low_open=True, high_open=True)
-        if period is not None and (isinstance(period, bool) or not isinstance(period, int) or period < 1):
-            raise OptionError(f"DWA: period must be a whole number of steps, at least 1, or None, got {period!r}")
-        self.period = period
         unknown = torch.full((self.num_tasks,), float("nan"), dtype=torch.float64)
-        self.add_state("loss_mean", torch.zeros(self.num_tasks, dtype=torch.float64))  # of the epoch that runs
-        self.add_state("loss_count", torch.zeros(self.num_tasks, dtype=torch.long))
         self.add_state("last", unknown)
         self.add_state("previous", unknown)
-        self.add_state("num_steps", torch.zeros((), dtype=torch.long))
 
     def objective(self, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:
         """Return the objective of one step; see :func:`dwa_weights`."""
-        index = torch.tensor(self._positions(len(losses), present), dtype=torch.long, device=self.last.device)
+        index = self._index(losses, present)
         weights = dwa_weights(self.last[index], self.previous[index], temperature=self.temperature).to(losses)
-        count = self.loss_count[index] + 1
-        mean = self.loss_mean[index]
-        self.loss_count[index] = count
-        self.loss_mean[index] = mean + (losses.detach().to(mean) - mean) / count
-        self.num_steps += 1
-        if self.period is not None:
-            if int(self.num_steps) >= self.period:
-                self._close()
-        elif int(self.num_steps) >= _PATIENCE:
-            self.warn_once(
-                "epoch",
-                f"{_PATIENCE} steps without the end of an epoch, so all weights stay what they are; call end_epoch() "
-                "after each epoch, or build the balancer with period=<steps>",
-                UserWarning,
-            )
+        self._record(losses, index)
         return (weights * losses).sum()
 
-    def end_epoch(self) -> None:
-        """Close the epoch: its mean losses become the last ones. Does nothing if ``period`` is set."""
-        if self.period is None:
-            self._close()
-
-    def _close(self) -> None:
-        seen = self.loss_count > 0
+    def _close(self, means: Tensor, seen: Tensor) -> None:
         self.previous.copy_(torch.where(seen, self.last, self.previous))
-        self.last.copy_(torch.where(seen, self.loss_mean, self.last))
-        for running in (self.loss_mean, self.loss_count, self.num_steps):
-            running.zero_()
+        self.last.copy_(torch.where(seen, means, self.last))

@@ -6,9 +6,8 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint._checks import check_per_task, check_range
 from counterpoint.balancers._base import LossBalancer
-from counterpoint.errors import OptionError
+from counterpoint.balancers._task_weights import TaskWeights, check_task_weights, infer_tasks
 
 
 def fixed_objective(losses: Float[Tensor, " K"], task_weights: Float[Tensor, " K"]) -> Float[Tensor, ""]:
@@ -55,19 +54,10 @@ class Fixed(LossBalancer):
         num_tasks: int | None = None,
         *,
         tasks: Sequence[str] | None = None,
-        task_weights: Sequence[float] | Mapping[str, float],
+        task_weights: TaskWeights,
     ) -> None:
-        if not isinstance(task_weights, Sequence | Mapping) or isinstance(task_weights, str):
-            raise OptionError(f"Fixed: task_weights must be a sequence or a mapping by task name, got {task_weights!r}")
-        if num_tasks is None and tasks is None:
-            num_tasks = len(task_weights)
-        if tasks is None and isinstance(task_weights, Mapping):
-            tasks = tuple(task_weights)
-        super().__init__(num_tasks, tasks)
-        listed = check_per_task("Fixed: task_weights", task_weights, self.num_tasks, self.tasks)
-        self._listed = [float(check_range("Fixed: task_weights", w, low=0.0, high_open=True)) for w in listed]
-        if not any(self._listed):
-            raise OptionError(f"Fixed: task_weights must have a positive entry, got {task_weights!r}")
+        super().__init__(*infer_tasks("Fixed", task_weights, num_tasks, tasks))
+        self._listed = check_task_weights("Fixed", task_weights, self.num_tasks, self.tasks)
         self.task_weights = dict(task_weights) if isinstance(task_weights, Mapping) else tuple(task_weights)
 
     def objective(self, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:

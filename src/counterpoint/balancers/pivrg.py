@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice, check_per_task, check_range
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.balancers._metrics import Directions, Values, read_metrics
+from counterpoint.errors import OptionError
 from counterpoint.linalg import clip_combination, nonzero_rows
-from counterpoint.registry import unknown
 from counterpoint.solvers.bargaining import bargain
 
 _RESIDUAL = 1e-9  # rounding gives 1e-11 at most
@@ -144,9 +144,7 @@ class PIVRG(GramBalancer):
         self.task_gradients = check_choice("PIVRG: task_gradients", task_gradients, ("raw", "weighted"))
         self.add_state("scores", torch.zeros(self.num_tasks, dtype=torch.float64))
 
-    def observe_metrics(
-        self, values: Mapping[str, float] | Sequence[float], *, higher_is_better: Mapping[str, bool] | Sequence[bool]
-    ) -> None:
+    def observe_metrics(self, values: Values, *, higher_is_better: Directions) -> None:
         """Compute the drops against the references, in per cent.
 
         Args:
@@ -160,24 +158,10 @@ class PIVRG(GramBalancer):
             NonFiniteError: If a value is infinite.
         """
         names = self._names or tuple(str(task) for task in range(self.num_tasks))
-        measured = self._by_task(names, values, math.nan)
-        higher = self._by_task(names, higher_is_better, True)
-        for name, value in zip(names, measured, strict=True):
-            if math.isinf(value):
-                raise NonFiniteError(f"PIVRG: the metric of task {name!r} is {value}; pass NaN for none", (name,))
-        for task, (value, reference) in enumerate(zip(measured, self._references, strict=True)):
+        measured = read_metrics("PIVRG", names, values, higher_is_better)
+        for task, ((value, higher), reference) in enumerate(zip(measured, self._references, strict=True)):
             if not math.isnan(value):
-                self.scores[task] = 100 * (reference - value) / abs(reference) * (1 if higher[task] else -1)
-
-    def _by_task(self, names: tuple[str, ...], given: Mapping[str, Any] | Sequence[Any], missing: float) -> list[Any]:
-        if isinstance(given, Mapping):
-            for name in given:
-                if name not in names:
-                    raise unknown("task of PIVRG", str(name), names)
-            return [given.get(name, missing) for name in names]
-        if len(given) != self.num_tasks:
-            raise ShapeError(f"PIVRG: expected one metric for each of num_tasks = {self.num_tasks}, got {len(given)}")
-        return list(given)
+                self.scores[task] = 100 * (reference - value) / abs(reference) * (1 if higher else -1)
 
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
         """Return the weights of one step; see :func:`pivrg_weights`."""
