@@ -60,6 +60,13 @@ CASES = (
         claims={"permutation": True},
         oracle="uncertainty_weighting",
     ),
+    Case(
+        "imtl",
+        "gram",
+        variants=({"initial": -0.5}, {"sign_guard": False}, {"task_gradients": "weighted"}),
+        claims={"permutation": True, "degree": 1, "descent": True, "row_scale": "direction", **_ZERO},
+        oracle="imtl_hybrid",
+    ),
     Case("imtl_l", "losses", variants=({"initial": -0.5},), claims={"permutation": True}, oracle="imtl_l"),
     Case(
         "uw_so",

@@ -1,12 +1,17 @@
 """Balancers: K losses in, one update of the shared parameters out. One line here exports and registers a method."""
 
+import functools
+
 from counterpoint.balancers._base import Balancer as Balancer
 from counterpoint.balancers._base import BalancerReport as BalancerReport
 from counterpoint.balancers._base import GramBalancer as GramBalancer
 from counterpoint.balancers._base import JacobianBalancer as JacobianBalancer
 from counterpoint.balancers._base import LossBalancer as LossBalancer
+from counterpoint.balancers._create import create as _create
+from counterpoint.balancers._needs import LookAhead as LookAhead
 from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
+from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG
 from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
@@ -17,6 +22,7 @@ from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop
 from counterpoint.balancers.gradops import GradOPS as GradOPS
 from counterpoint.balancers.gradvac import GradVac as GradVac
+from counterpoint.balancers.imtl import IMTL as IMTL
 from counterpoint.balancers.imtl_g import IMTLG as IMTLG
 from counterpoint.balancers.imtl_l import IMTLL as IMTLL
 from counterpoint.balancers.mgda import MGDA as MGDA
@@ -29,6 +35,7 @@ from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO
+from counterpoint.balancers.wrapped import Wrapped as Wrapped
 from counterpoint.registry import Registry
 
 BALANCERS = Registry(
@@ -38,6 +45,6 @@ BALANCERS = Registry(
     facts=("equation", "source", "provenance", "reads", "scale", "cost", "task_gradients", "needs"),
     given=("num_tasks", "tasks", "generator"),
 )
-create = BALANCERS.create
+create = functools.partial(_create, BALANCERS)
 names = BALANCERS.names
 describe = BALANCERS.describe

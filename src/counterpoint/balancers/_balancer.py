@@ -5,7 +5,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice
 from counterpoint.balancers._losses import Losses, Step, read_losses
-from counterpoint.balancers._needs import NEEDS
+from counterpoint.balancers._needs import NEEDS, LookAhead
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._state import StatefulModule
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.gradients.columns import Leaves
 from counterpoint.gradients.jacobian import Level, Workspace
 from counterpoint.gradients.reduce import (
     average_over_ranks,
@@ -25,6 +26,8 @@ from counterpoint.gradients.reduce import (
     synchronize_generator,
     together,
 )
+
+Measure = Iterable[Tensor] | Literal["shared", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Call:
     level: Level
     group: dist.ProcessGroup | None
     scaler: torch.amp.GradScaler | None
+    measure: Measure | None = None
+    more: tuple[Step, ...] = ()
 
     def scale(self, device: torch.device) -> float:
         """Return the loss scale; asking with a tensor makes a new scaler ready for ``scaler.step``."""
@@ -82,10 +87,13 @@ class Balancer(StatefulModule, ABC):
     provenance: ClassVar[str]  # released code, paper, or our reading
     scale: ClassVar[str]  # of the update, in the paper's own convention
     cost: ClassVar[str]
-    reads: ClassVar[str]
+    reads: str
     task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight
-    nonnegative_losses: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()  # keys of NEEDS: what the training loop has to serve
+    nonnegative_losses: bool = False
+    needs: frozenset[str] = frozenset()  # keys of NEEDS: what the training loop has to serve
+    loss_form: str = "task"  # "task": one scalar each; "instance": (N,); "cross": (K,), one prediction for each target
+    num_batches: int = 1  # of one step; the losses of the others are given as ``more``
+    keeps_columns: bool = False  # has a state per coordinate, so ``shared`` must mean the same at every step
 
     def __init__(
         self,
@@ -106,13 +114,17 @@ class Balancer(StatefulModule, ABC):
         self._names = self.tasks  # also learned from the first mapping
         self._warned: set[str] = set()
         self._workspace = Workspace()
+        self._layout = Leaves()
 
     # --- state -------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything learned since construction, names learned from a mapping included."""
         super().reset()
-        self._names = self.tasks
+        for balancer in self._stateful():
+            if isinstance(balancer, Balancer):
+                balancer._names = balancer.tasks
+                balancer._layout = Leaves()
 
     # --- what a training loop serves, if the class says so in ``needs`` ------------------------------------------
 
@@ -133,6 +145,28 @@ class Balancer(StatefulModule, ABC):
             higher_is_better: Direction of each metric.
         """
         return
+
+    def after_step(self, losses: Losses) -> None:  # noqa: ARG002
+        """Give the losses of the same batch once more, after the optimizer step; serves ``"losses_after_step"``.
+
+        Args:
+            losses: As given to :meth:`backward`; only the values are read. Compute them without a graph, in the same
+                mode and with the same random numbers (dropout), and leave the running statistics of norms alone;
+                :class:`counterpoint.training.Replay` does that.
+        """
+        return
+
+    def look_ahead(self, ahead: LookAhead) -> None:  # noqa: ARG002
+        """Try steps before the real one; serves ``"look_ahead"``. Call it before the forward pass of the step."""
+        return
+
+    def transform(self, features: Tensor, task: str | int) -> Tensor:  # noqa: ARG002
+        """Return what the head of a task reads instead of the features; serves ``"transform"``."""
+        return features
+
+    def scalars(self, losses: Losses) -> Losses:
+        """Return one scalar a task from the losses of a call; methods with another ``loss_form`` reduce them here."""
+        return losses
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is no tensor of the module: names of the tasks and the generator's state."""
@@ -176,6 +210,11 @@ class Balancer(StatefulModule, ABC):
             warnings.warn(f"{self._owner}: {message}", category, stacklevel=3)
 
     @property
+    def reports_gram(self) -> bool:
+        """Whether the report of every step has the Gram matrix of all shared parameters' gradients."""
+        return self.reads == "gram" and getattr(self, "measure", "shared") == "shared"
+
+    @property
     def _owner(self) -> str:
         return type(self).__name__
 
@@ -190,6 +229,8 @@ class Balancer(StatefulModule, ABC):
         level: Level = "parameters",
         process_group: dist.ProcessGroup | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        measure: Measure | None = None,
+        more: Sequence[Losses] = (),
     ) -> BalancerReport:
         """Replace ``sum(losses).backward()``: add the balanced gradient to ``.grad``.
 
@@ -213,32 +254,81 @@ class Balancer(StatefulModule, ABC):
                 process is an error in all. Do not also average the gradients yourself.
             scaler: Gradient scaler of mixed precision: losses are given unscaled, ``.grad`` holds scaled gradients for
                 ``scaler.step``. A gradient that overflows is then not an error, it makes the scaler skip the step.
+            measure: Parameters whose gradients the weights are computed from, some of the shared ones: ``"last"`` for
+                the last shared layer, ``"shared"`` for all (the default of most methods). The weights then apply to
+                all, in one backward pass. Only for methods that read the Gram matrix.
+            more: Losses of further batches, for methods with ``num_batches`` above 1: one less than that number.
 
         Raises:
             ShapeError: If the number of losses is not ``num_tasks``, or one is no scalar.
             UnknownNameError: If a mapping has a task that the balancer does not know.
             GraphError: If a loss has no graph.
             NonFiniteError: If a loss or a gradient is NaN or infinite; names the task.
-            OptionError: If ``level`` is unknown or lacks ``features``, or a loss is negative where it must not be.
+            OptionError: If ``level`` is unknown or lacks ``features``, a loss is negative where it must not be,
+                ``more`` has not as many batches as the method reads, or the method cannot do what ``measure`` asks.
             CounterpointError: If another process of the group raised.
         """
         check_choice(f"{self._owner}: level", level, ("parameters", "features"))
         parts = () if features is None else (features,) if isinstance(features, Tensor) else tuple(features)
         if level == "features" and not parts:
             raise OptionError(f"{self._owner}: level='features' needs features=, the output of the trunk")
-        call = Call(shared, parts, level, process_group, scaler)
+        self._check_call(level, measure, more)
+        call = Call(shared, parts, level, process_group, scaler, measure)
         before = self._snapshot()
         finished = False
         try:
-            step = self._read(losses, process_group)
+            step = self._read(self.scalars(losses), process_group)
+            call = self._read_more(call, step, more)
             report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
             finished = not report.skipped
         finally:
             if not finished:
                 self._restore(before)
         if isinstance(losses, Mapping):
-            self._names = step.names
+            for balancer in self._stateful():
+                if isinstance(balancer, Balancer):
+                    balancer._names = step.names
         return report
+
+    def _check_call(self, level: Level, measure: Measure | None, more: Sequence[Losses]) -> None:
+        """Refuse what the method cannot do.
+
+        Raises:
+            OptionError: If it cannot; says what to do.
+        """
+        if len(more) != self.num_batches - 1:
+            raise OptionError(
+                f"{self._owner}: this method reads {self.num_batches} batches a step; give the losses of "
+                f"{self.num_batches - 1} further batches as more=[...], got {len(more)}"
+            )
+        if self.keeps_columns and level == "features":
+            raise OptionError(
+                f"{self._owner}: this method has a state for each coordinate, and the features of the next batch are "
+                "other coordinates; use level='parameters'"
+            )
+        if measure is None or measure == "shared":
+            return
+        if isinstance(measure, str):
+            check_choice(f"{self._owner}: measure", measure, ("shared", "last"))
+        if self.reads != "gram" or self.num_batches > 1 or level == "features":
+            raise OptionError(
+                f"{self._owner}: measure= is for methods that read the Gram matrix of one batch, at level='parameters'"
+            )
+
+    def _read_more(self, call: Call, step: Step, more: Sequence[Losses]) -> Call:
+        """Check the losses of further batches, which must be of the same tasks.
+
+        Raises:
+            ShapeError: If another task is present.
+        """
+        steps = tuple(self._read(self.scalars(losses), call.group) for losses in more)
+        for number, other in enumerate(steps, 2):
+            if other.present != step.present:
+                raise ShapeError(
+                    f"{self._owner}: batch {number} has the tasks {[other.names[i] for i in other.present]}, the first "
+                    f"{[step.names[i] for i in step.present]}; all batches of a step must have the same tasks"
+                )
+        return dataclasses.replace(call, more=steps)
 
     @abstractmethod
     def _backward(self, step: Step, call: Call) -> BalancerReport:
@@ -252,8 +342,9 @@ class Balancer(StatefulModule, ABC):
             return step
         presence = [int(task in step.present) for task in range(self.num_tasks)]
         require_same_on_ranks(self._owner, "tasks in the batch", presence, group)
-        if self.generator is not None:
-            synchronize_generator(self.generator, group)
+        for module in self._stateful():
+            if module.generator is not None:
+                synchronize_generator(module.generator, group)
         return dataclasses.replace(step, values=mean_over_ranks(step.values, group)) if step.present else step
 
     def _average(self, tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:

@@ -1,5 +1,6 @@
 """The three kinds of balancers: they read losses, the Gram matrix of the task gradients, or the task gradients."""
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,22 +9,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from counterpoint import gradients
+from counterpoint import gradients, linalg
 from counterpoint.balancers._balancer import Balancer as Balancer
-from counterpoint.balancers._balancer import Call
+from counterpoint.balancers._balancer import Call, Measure
 from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport as BalancerReport
 from counterpoint.balancers._report import make_report
-from counterpoint.errors import NonFiniteError, ShapeError
+from counterpoint.balancers._weighted import Own, WeightedPass
+from counterpoint.errors import NonFiniteError, OptionError, ShapeError
 from counterpoint.gradients.reduce import gather_columns, mean_over_ranks, together
 
 Found = gradients.TaskGradients | gradients.LayerGradients
 
 
-class LossBalancer(Balancer):
+class LossBalancer(WeightedPass):
     """A balancer that reads losses only: one scalar objective, one backward pass."""
 
-    reads: ClassVar[str] = "losses"
+    reads: str = "losses"
     task_gradients: str = "weighted"
     cost: ClassVar[str] = "1 backward pass"
 
@@ -66,37 +68,43 @@ class LossBalancer(Balancer):
         by_loss, *by_own = torch.autograd.grad(total, [leaf, *own], allow_unused=True)
         return torch.zeros_like(leaf) if by_loss is None else by_loss, list(by_own)
 
+    def _own_gradients(self, values: Tensor, present: tuple[int, ...], step: Step) -> tuple[Tensor, Own]:
+        """Return the derivatives of the objective by the losses, and the gradients of the balancer's own parameters."""
+        weights, own = self._differentiate(values, present)
+        if not gradients.all_finite([weights, *own]):
+            bad = [position for position, weight in enumerate(weights) if not gradients.all_finite([weight])]
+            raise self._nonfinite(step, bad, "weight")
+        pairs = zip(self.parameters(), own, strict=True)
+        return weights, [(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+
     def _backward(self, step: Step, call: Call) -> BalancerReport:
-        scale = call.scale(step.values.device)
         with together(self._owner, call.group):
-            weights, own = self._differentiate(step.values, step.present)
-            if not gradients.all_finite([weights, *own]):
-                bad = [position for position, weight in enumerate(weights) if not gradients.all_finite([weight])]
-                raise self._nonfinite(step, bad, "weight")
-            scope = gradients.find_scope(step.losses)
-        overflow = False
-
-        def check(found: Sequence[Tensor]) -> None:
-            nonlocal overflow
-            self._average(found, call.group)
-            overflow = not gradients.all_finite(found)
-            if overflow and call.scaler is None:
-                private = enumerate(scope.private)
-                raise self._nonfinite(
-                    step, [at for at, own in private if not gradients.all_finite([leaf.grad for leaf in own])]
-                )
-
-        leaves = dict.fromkeys([*scope.shared, *(leaf for private in scope.private for leaf in private)])
-        seeds = [(weight * scale).to(loss) for weight, loss in zip(weights, step.losses, strict=True)]
-        gradients.backward_into(step.losses, seeds, leaves, check)
-        for parameter, gradient in zip(self.parameters(), own, strict=True):
-            if gradient is not None:
-                gradients.accumulate(parameter, gradient * scale)
+            weights, own = self._own_gradients(step.values, step.present, step)
+        overflow = self._write_weighted(step, call, weights, None, own)
         return make_report(step, weights, None, "parameters", 1, skipped=overflow)
 
 
-class _GradientBalancer(Balancer):
+@dataclasses.dataclass(frozen=True)
+class Balanced:
+    """What a method decided.
+
+    Attributes:
+        weights: Factor of each task's gradient, (k,), where the method has such factors.
+        direction: The combined row.
+        private: Factor of each task's gradient for its own parameters; ``None`` for 1.
+        own: Gradients of the balancer's own parameters.
+    """
+
+    weights: Tensor | None
+    direction: Tensor | list[Tensor]
+    private: Tensor | None = None
+    own: Own = ()
+
+
+class GradientBalancer(WeightedPass):
     """What the two kinds that read task gradients have in common."""
+
+    measure: Measure = "shared"  # what the Gram matrix is of, where the call does not say
 
     def _backward(self, step: Step, call: Call) -> BalancerReport:
         scale = call.scale(step.values.device)
@@ -108,18 +116,20 @@ class _GradientBalancer(Balancer):
         if bad and call.scaler is None:
             raise self._nonfinite(step, bad)
         overflow = bool(bad)
-        weights, private_weights = None, [1.0] * len(step.losses)
+        private = [1.0] * len(step.losses)
         if overflow:
             weights = torch.ones(len(step.losses))  # what is written is not finite, so that the scaler sees it
-            direction = found.combine(weights)
+            balanced = Balanced(weights, found.combine(weights))
         else:
             with together(self._owner, call.group):
-                weights, direction = self._balance(found, gram, step, call)
-                pieces = [direction] if isinstance(direction, Tensor) else direction
-                if not gradients.all_finite(pieces if weights is None else [weights, *pieces]):
+                balanced = self._balance(found, gram, step, call)
+                pieces = [balanced.direction] if isinstance(balanced.direction, Tensor) else balanced.direction
+                if not gradients.all_finite(
+                    pieces if balanced.weights is None else [balanced.weights, *pieces],
+                ):
                     raise self._nonfinite(step, [], "combined gradient")
-            if weights is not None and self.task_gradients == "weighted":
-                private_weights = weights.tolist()
+            if balanced.private is not None:
+                private = balanced.private.tolist()
 
         def check(written: Sequence[Tensor]) -> None:
             nonlocal overflow
@@ -128,8 +138,10 @@ class _GradientBalancer(Balancer):
             if overflow and call.scaler is None:
                 raise self._nonfinite(step, [])
 
-        found.write(direction, private_weights, check, weights=weights, scale=scale)  # type: ignore[arg-type]
-        shown = None if bad else weights
+        found.write(balanced.direction, private, check, weights=balanced.weights, scale=scale)  # type: ignore[arg-type]
+        for parameter, gradient in balanced.own:
+            gradients.accumulate(parameter, gradient * scale)
+        shown = None if bad else balanced.weights
         return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
@@ -189,16 +201,78 @@ class _GradientBalancer(Balancer):
         return sorted(bad)
 
     @abstractmethod
-    def _balance(
-        self, found: Found, gram: Tensor | None, step: Step, call: Call
-    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
-        """Return task weights, if the method has any, and the combined row."""
+    def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:
+        """Return what the method makes of the task gradients."""
+
+    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:
+        """Return what a method that reads the Gram matrix makes of it, without a direction."""
+        raise NotImplementedError
+
+    def _check_gram(
+        self, gram: Tensor, losses: Tensor | None, present: Sequence[int] | None
+    ) -> tuple[tuple[int, ...], Tensor, Tensor | None]:
+        """Return which tasks the rows belong to, and matrix and losses in float64 on the CPU.
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            NonFiniteError: If the matrix has NaN or infinity.
+        """
+        if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+            raise ShapeError(f"{self._owner}: gram must be (K, K) with K = num_tasks, got {tuple(gram.shape)}")
+        positions = self._positions(len(gram), present)
+        small = gram.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(small).all()):
+            raise NonFiniteError(f"{self._owner}: gram must be finite, got {small.tolist()}")
+        if losses is not None:
+            losses = losses.detach().to("cpu", torch.float64)
+            if losses.shape != (len(gram),):
+                raise ShapeError(f"{self._owner}: losses must be ({len(gram)},), got {tuple(losses.shape)}")
+        return positions, small, losses
+
+    def _measured(self, step: Step, call: Call) -> list[Tensor] | None:
+        """Return the leaves that the Gram matrix is of, or ``None`` for all shared ones.
+
+        Raises:
+            OptionError: If the balancer measures some only, which is not defined for features.
+        """
+        measure = self.measure if call.measure is None else call.measure
+        if isinstance(measure, str) and measure == "shared":
+            return None
+        if call.level == "features":
+            raise OptionError(
+                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'"
+            )
+        if not isinstance(measure, str):
+            return list(measure)
+        return gradients.last_layer(gradients.find_scope(step.losses, shared=call.shared, features=call.features))
+
+    def _backward_measured(self, step: Step, call: Call, leaves: Sequence[Tensor]) -> BalancerReport:
+        """Weigh the tasks by their gradients of some leaves, then run one weighted backward pass."""
+        scale = call.scale(step.values.device)
+        with together(self._owner, call.group):
+            rows = gradients.subset_rows(
+                step.losses,
+                leaves,
+                scale=scale,
+                workspace=self._workspace,
+                average=lambda rows: self._average(rows, call.group),
+            )
+            gram = linalg.gram(rows)
+            bad = [position for position, square in enumerate(gram.diagonal().tolist()) if square - square != 0.0]
+            if bad and call.scaler is None:
+                raise self._nonfinite(step, bad)
+            ones = torch.ones_like(step.values)
+            balanced = Balanced(ones, []) if bad else self._weigh(gram, step.values, step.present, step)
+        assert balanced.weights is not None
+        private = ones if balanced.private is None else balanced.private
+        overflow = self._write_weighted(step, call, balanced.weights.to(ones), private.to(ones), balanced.own)
+        return make_report(step, balanced.weights, gram, call.level, 1, skipped=overflow)
 
 
-class GramBalancer(_GradientBalancer):
+class GramBalancer(GradientBalancer):
     """A balancer that reads the Gram matrix of the task gradients, and the losses, and gives task weights."""
 
-    reads: ClassVar[str] = "gram"
+    reads: str = "gram"
     cost: ClassVar[str] = "K backward passes (1 at level='features')"
 
     def weights(self, gram: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None) -> Tensor:
@@ -214,16 +288,7 @@ class GramBalancer(_GradientBalancer):
             ShapeError: If ``gram`` is not (k, k) with k = ``num_tasks`` or the length of ``present``.
             NonFiniteError: If it has NaN or infinity.
         """
-        if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-            raise ShapeError(f"{self._owner}: gram must be (K, K) with K = num_tasks, got {tuple(gram.shape)}")
-        positions = self._positions(len(gram), present)
-        small = gram.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(small).all()):
-            raise NonFiniteError(f"{self._owner}: gram must be finite, got {small.tolist()}")
-        if losses is not None:
-            losses = losses.detach().to("cpu", torch.float64)
-            if losses.shape != (len(gram),):
-                raise ShapeError(f"{self._owner}: losses must be ({len(gram)},), got {tuple(losses.shape)}")
+        positions, small, losses = self._check_gram(gram, losses, present)
         with torch.no_grad():
             found = self.solve(small, losses, positions)
         return found.to(gram.device, gram.dtype if gram.dtype.is_floating_point else torch.float64)
@@ -232,22 +297,22 @@ class GramBalancer(_GradientBalancer):
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
         """Return the weights for a checked Gram matrix in float64 on the CPU; :meth:`weights` calls this."""
 
-    def _balance(
-        self,
-        found: Found,
-        gram: Tensor | None,
-        step: Step,
-        call: Call,  # noqa: ARG002
-    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
+    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:  # noqa: ARG002
         assert gram is not None
-        weights = self.weights(gram, step.values, present=step.present)
-        return weights, found.combine(weights)
+        weights = self.weights(gram, values, present=present)
+        return Balanced(weights, [], weights if self.task_gradients == "weighted" else None)
+
+    def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:  # noqa: ARG002
+        assert gram is not None
+        balanced = self._weigh(gram, step.values, step.present, step)
+        assert balanced.weights is not None
+        return dataclasses.replace(balanced, direction=found.combine(balanced.weights))
 
 
-class JacobianBalancer(_GradientBalancer):
+class JacobianBalancer(GradientBalancer):
     """A balancer that reads every coordinate of the task gradients and gives the combined gradient."""
 
-    reads: ClassVar[str] = "jacobian"
+    reads: str = "jacobian"
     cost: ClassVar[str] = "K backward passes (1 at level='features'), memory for K gradients"
 
     def combine(
@@ -270,23 +335,51 @@ class JacobianBalancer(_GradientBalancer):
         if not bool(torch.isfinite(jacobian).all()):
             raise NonFiniteError(f"{self._owner}: jacobian must be finite")
         with torch.no_grad():
-            return self.aggregate(jacobian.detach(), losses, positions)
+            return _direction(self.aggregate(jacobian.detach(), losses, positions))
 
     @abstractmethod
-    def aggregate(self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
-        """Return the combined row of a checked matrix; :meth:`combine` calls this."""
+    def aggregate(
+        self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the combined row of a checked matrix; :meth:`combine` calls this.
 
-    def _balance(
-        self,
-        found: Found,
-        gram: Tensor | None,  # noqa: ARG002 - no Gram matrix is made
-        step: Step,
-        call: Call,
-    ) -> tuple[Tensor | None, Tensor | list[Tensor]]:
+        A method whose combined row is a weighted sum of the rows returns the row and the weights (k,).
+        """
+
+    def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
+        """Differentiate each loss once; with ``keeps_columns`` into the same columns at every step.
+
+        Raises:
+            OptionError: If the columns cannot be known, since a task is absent.
+        """
+        if not self.keeps_columns:
+            return super()._task_gradients(step, call, scale)
+        layout = self._layout.get() if call.shared is None else list(call.shared)
+        if not layout and len(step.present) < self.num_tasks:
+            raise OptionError(
+                f"{self._owner}: this method has a state for each coordinate of the shared parameters, and a batch "
+                f"without {self.num_tasks - len(step.present)} of the tasks does not show which those are; pass shared="
+            )
+        found = super()._task_gradients(step, dataclasses.replace(call, shared=layout or None), scale)
+        assert isinstance(found, gradients.TaskGradients)
+        layout = layout or list(found.scope.shared)
+        self._layout = gradients.Leaves(layout)
+        return gradients.in_columns(found, layout)
+
+    def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:  # noqa: ARG002
         assert isinstance(found, gradients.TaskGradients)
         with torch.no_grad():
             if call.group is None or call.level == "parameters":
-                return None, self.aggregate(found.jacobian, step.values, step.present)
-            whole, mine = gather_columns(found.jacobian, call.group)
-            size = dist.get_world_size(call.group)  # each loss is the mean over processes
-            return None, self.aggregate(whole / size, step.values, step.present)[mine] * size
+                result = self.aggregate(found.jacobian, step.values, step.present)
+                direction = _direction(result)
+            else:
+                whole, mine = gather_columns(found.jacobian, call.group)
+                size = dist.get_world_size(call.group)  # each loss is the mean over processes
+                result = self.aggregate(whole / size, step.values, step.present)
+                direction = _direction(result)[mine] * size
+        weights = None if isinstance(result, Tensor) else result[1]
+        return Balanced(weights, direction, weights if self.task_gradients == "weighted" else None)
+
+
+def _direction(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]

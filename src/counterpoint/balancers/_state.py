@@ -1,11 +1,12 @@
 """What survives a step: buffers and parameters declared once, with reset and undo."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Snapshot = tuple[dict[str, Tensor], Tensor | None]
+Snapshot = tuple[list[tuple[nn.Module, str, Tensor]], list[tuple[torch.Generator, Tensor]]]
 
 
 class StatefulModule(nn.Module):
@@ -19,6 +20,7 @@ class StatefulModule(nn.Module):
         super().__init__()
         self.generator = generator
         self._initial: dict[str, Tensor] = {}
+        self._lazy: set[str] = set()
         self._initial_generator = None if generator is None else generator.get_state()
 
     def add_state(self, name: str, initial: Tensor) -> None:
@@ -26,24 +28,70 @@ class StatefulModule(nn.Module):
         self.register_buffer(name, initial.clone())
         self._initial[name] = initial.clone()
 
+    def add_lazy_state(self, name: str) -> None:
+        """Declare a large tensor whose shape is known at the first step only, such as one row per task (K, P).
+
+        It is empty until then. Set it to a new tensor at each step and never change it in place: undoing a refused
+        step then needs no copy.
+        """
+        self.add_state(name, torch.zeros(0))
+        self._lazy.add(name)
+
     def add_parameter(self, name: str, initial: Sequence[float]) -> None:
         """Declare one learnable scalar per task, so that an absent task's scalar gets no gradient at all."""
         self.register_module(name, nn.ParameterList([nn.Parameter(torch.tensor(float(value))) for value in initial]))
         self._initial.update({f"{name}.{i}": torch.tensor(float(value)) for i, value in enumerate(initial)})
 
     def reset(self) -> None:
-        """Forget everything learned since construction."""
-        self._restore((self._initial, self._initial_generator))
+        """Forget everything learned since construction, in the balancers that this one holds as well."""
+        for module in self._stateful():
+            if module.generator is not None and module._initial_generator is not None:
+                module.generator.set_state(module._initial_generator)
+            own = dict([*module.named_buffers(), *module.named_parameters()])
+            with torch.no_grad():
+                for name, initial in module._initial.items():
+                    if name in module._lazy:
+                        setattr(module, name, initial.to(own[name].device))
+                    else:
+                        own[name].copy_(initial)
+
+    def _stateful(self) -> Iterator["StatefulModule"]:
+        return (module for module in self.modules() if isinstance(module, StatefulModule))
+
+    def _owned(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Yield every tensor of the state with the module that has it."""
+        for module in self.modules():
+            for name, value in [*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)]:
+                yield module, name, value
 
     def _snapshot(self) -> Snapshot:
-        """Copy the state, for :meth:`_restore`."""
-        tensors = {name: value.detach().clone() for name, value in [*self.named_buffers(), *self.named_parameters()]}
-        return tensors, None if self.generator is None else self.generator.get_state()
+        """Keep the state, for :meth:`_restore`."""
+        tensors = [
+            (module, name, value if _is_lazy(module, name) else value.detach().clone())
+            for module, name, value in self._owned()
+        ]
+        generators = [module.generator for module in self._stateful() if module.generator is not None]
+        return tensors, [(generator, generator.get_state()) for generator in generators]
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        tensors, generator = snapshot
+    @staticmethod
+    def _restore(snapshot: Snapshot) -> None:
+        tensors, generators = snapshot
         with torch.no_grad():
-            for name, value in [*self.named_buffers(), *self.named_parameters()]:
-                value.copy_(tensors[name])
-        if self.generator is not None and generator is not None:
-            self.generator.set_state(generator)
+            for module, name, kept in tensors:
+                if _is_lazy(module, name):
+                    setattr(module, name, kept)
+                else:
+                    getattr(module, name).copy_(kept)
+        for generator, state in generators:
+            generator.set_state(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self._lazy:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:  # its shape was not known here until now
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_lazy(module: nn.Module, name: str) -> bool:
+    return isinstance(module, StatefulModule) and name in module._lazy

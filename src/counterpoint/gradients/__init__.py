@@ -1,5 +1,7 @@
 """The gradient engine: which parameters are shared, the gradients of each task, and their writing into ``.grad``."""
 
+from counterpoint.gradients.columns import Leaves as Leaves
+from counterpoint.gradients.columns import in_columns as in_columns
 from counterpoint.gradients.jacobian import TaskGradients as TaskGradients
 from counterpoint.gradients.jacobian import Workspace as Workspace
 from counterpoint.gradients.jacobian import measure_gram as measure_gram
@@ -8,6 +10,8 @@ from counterpoint.gradients.products import LayerGradients as LayerGradients
 from counterpoint.gradients.products import layer_gradients as layer_gradients
 from counterpoint.gradients.scope import Scope as Scope
 from counterpoint.gradients.scope import find_scope as find_scope
+from counterpoint.gradients.subset import last_layer as last_layer
+from counterpoint.gradients.subset import subset_rows as subset_rows
 from counterpoint.gradients.write import accumulate as accumulate
 from counterpoint.gradients.write import all_finite as all_finite
 from counterpoint.gradients.write import backward_into as backward_into

@@ -3,28 +3,30 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from counterpoint._checks import check_choice, check_integer
-from counterpoint.balancers import Balancer, BalancerReport
+from counterpoint.balancers import Balancer, BalancerReport, LookAhead
 from counterpoint.data import MultiTaskData
 from counterpoint.diagnostics import pairwise_cosines
 from counterpoint.errors import FileError, NonFiniteError
 from counterpoint.tasks import Task
 from counterpoint.training.evaluate import evaluate
 from counterpoint.training.memory import PeakMemory
+from counterpoint.training.replay import Replay
 from counterpoint.training.run_folder import METRICS, RESULT, TIMING, RunFolder, read_records
-from counterpoint.training.seed import epoch_generator, rng_state, set_rng_state
+from counterpoint.training.sampler import SeededSampler
+from counterpoint.training.seed import rng_state, set_rng_state
 from counterpoint.training.selection import RULES, select, validation_score
-from counterpoint.training.step import conflict_gram, forward, update
+from counterpoint.training.step import conflict_gram, forward, sharing, transform_heads, update
 
 _FORMAT = 1  # of checkpoints
 
@@ -117,21 +119,6 @@ def fit(
     return loop.finish()
 
 
-class _SeededSampler(Sampler[int]):
-    """A random order that depends on the seed and the epoch only."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.length = len(cast(Sized, dataset))
-        self.seed = seed
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.length, generator=epoch_generator(self.seed, self.epoch)).tolist())
-
-    def __len__(self) -> int:
-        return self.length
-
-
 class _Loop:
     """State of one run between epochs."""
 
@@ -157,9 +144,14 @@ class _Loop:
             task.name: {name: spec.higher_is_better for name, spec in task.metrics.items()} for task in self.tasks
         }
         train = data.split("train")
-        self.sampler = _SeededSampler(train, options.seed)
         self.loader_generator = torch.Generator()  # so that loading never draws from the global one
-        self.train = self._loader(train, options.batch_size, self.sampler)
+        others = max(balancer.num_batches - 1, int("look_ahead" in balancer.needs))
+        self.samplers = [SeededSampler(train, options.seed, stream) for stream in range(1 + others)]
+        self.train, *self.others = (self._loader(train, options.batch_size, sampler) for sampler in self.samplers)
+        self.level = "features" if "transform" in balancer.needs else options.level
+        self.shared = list(sharing(model, balancer)) if balancer.keeps_columns else None
+        if "transform" in balancer.needs:
+            transform_heads(model, balancer, self.names)
         self.evals = {
             split: self._loader(data.split(split), options.eval_batch_size, None) for split in ("val", "test")
         }
@@ -206,13 +198,14 @@ class _Loop:
         """Train one epoch, evaluate, write the record and the checkpoint."""
         means = _Means(len(self.names), self.fabric.device)
         step_times: list[float] = []
-        self.sampler.epoch = self.epoch
+        for sampler in self.samplers:
+            sampler.epoch = self.epoch
         self.loader_generator.manual_seed(self.options.seed + self.epoch)
         self.model.train()
         started, monitored = time.perf_counter(), 0.0
-        for batch in self.train:
+        for batch, *others in zip(self.train, *self.others, strict=True):
             begin = time.perf_counter()
-            report, spent = self._update(batch)
+            report, spent = self._update(batch, others)
             monitored += spent
             step_times.append(time.perf_counter() - begin - spent)
             self.num_backward += report.num_backward
@@ -228,8 +221,12 @@ class _Loop:
             self.folder.save_checkpoint("last", self._state())
         return record
 
-    def _update(self, batch: Any) -> tuple[BalancerReport, float]:
+    def _update(self, batch: Any, others: Sequence[Any]) -> tuple[BalancerReport, float]:
         """Do one update; return its report and the seconds that monitoring took.
+
+        Args:
+            batch: What the step is taken on.
+            others: Further batches of the training split, for methods that read them.
 
         Raises:
             NonFiniteError: Names epoch, step and task.
@@ -239,14 +236,24 @@ class _Loop:
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
         spent = 0.0
         try:
+            replay = Replay(self.raw_model) if self.balancer.needs & {"losses_after_step", "look_ahead"} else None
+            if "look_ahead" in self.balancer.needs:
+                self._look_ahead(replay, batch, others[0])
             losses, output = forward(self.model, self.tasks, batch)
+            more = [forward(self.model, self.tasks, other)[0] for other in others[: self.balancer.num_batches - 1]]
             gram = None
-            known = self.balancer.reads == "gram" and self.options.level != "features"
+            known = self.balancer.reports_gram and self.level != "features"
             if monitor and not known:
                 begin = time.perf_counter()
                 gram = conflict_gram(losses, self.names, output)
                 spent += time.perf_counter() - begin
-            report = update(losses, output, self.balancer, self.optimizer, level=self.options.level)
+            report = update(
+                losses, output, self.balancer, self.optimizer, level=self.level, shared=self.shared, more=more
+            )
+            if "losses_after_step" in self.balancer.needs:
+                assert replay is not None
+                with replay(), torch.no_grad():
+                    self.balancer.after_step(forward(self.model, self.tasks, batch)[0])
         except NonFiniteError as error:
             where = f"epoch {self.epoch + 1}, step {self.step}"
             raise NonFiniteError(f"{where}: {error}", error.tasks) from error
@@ -259,6 +266,19 @@ class _Loop:
             self.folder.append({"kind": "conflict", "step": self.step, "epoch": round(epoch, 6), "cosine": cosines})
             spent += time.perf_counter() - begin
         return report, spent
+
+    def _look_ahead(self, replay: Replay | None, batch: Any, other: Any) -> None:
+        """Let a balancer try steps before the real one."""
+
+        def losses_of(given: Any) -> dict[str, Tensor | None]:
+            assert replay is not None
+            with replay():
+                return forward(self.model, self.tasks, given)[0]
+
+        parameters = [parameter for parameter in self.raw_model.parameters() if parameter.requires_grad]
+        self.balancer.look_ahead(
+            LookAhead(lambda: losses_of(batch), lambda: losses_of(other), parameters, self.raw_optimizer)
+        )
 
     def _evaluate(self, means: "_Means", step_times: list[float]) -> dict[str, Any]:
         """Evaluate, step the schedule and return the record of the epoch; keep the best model."""

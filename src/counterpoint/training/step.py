@@ -1,6 +1,7 @@
 """One update: forward, losses by task, balanced gradients, optimizer step."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from counterpoint import gradients
-from counterpoint.architectures import MTLOutput
+from counterpoint.architectures import MTLOutput, MultiTaskModel
 from counterpoint.balancers import Balancer, BalancerReport
+from counterpoint.errors import OptionError
 from counterpoint.tasks import Task
 
 
@@ -65,15 +67,17 @@ def update(
     optimizer: Optimizer,
     *,
     level: str | None = None,
+    shared: Iterable[Tensor] | None = None,
+    more: Sequence[Mapping[str, Tensor | None]] = (),
 ) -> BalancerReport:
-    """Take the optimizer step for losses that were computed already."""
+    """Take the optimizer step for losses that were computed already; the arguments are those of ``backward``."""
     optimizer.zero_grad()
     cut: dict[str, Any] = {} if level is None else {"features": output.features, "level": level}
     if output.losses:
         extra = torch.stack(list(output.losses.values())).sum()
         leaves = gradients.find_scope([extra]).private[0]
         gradients.backward_into([extra], [None], leaves, lambda _: None, retain_graph=True)
-    report = balancer.backward(losses, **cut)
+    report = balancer.backward(losses, shared=shared, more=more, **cut)
     optimizer.step()
     return report
 
@@ -90,3 +94,37 @@ def conflict_gram(losses: Mapping[str, Tensor | None], names: Sequence[str], out
         at = torch.tensor(present)
         gram[at[:, None], at[None, :]] = gradients.measure_gram(found, features=output.features).cpu()
     return gram
+
+
+def sharing(model: nn.Module, balancer: Balancer) -> Iterator[Tensor]:
+    """Return the parameters that a model says its tasks share.
+
+    Raises:
+        OptionError: If it cannot say.
+    """
+    if not isinstance(model, MultiTaskModel):
+        raise OptionError(
+            f"{type(balancer).__name__} has a state for each shared parameter, and {type(model).__name__} does not say "
+            "which those are; derive it from counterpoint.architectures.MultiTaskModel"
+        )
+    return (parameter for parameter in model.shared_parameters() if parameter.requires_grad)
+
+
+def transform_heads(model: nn.Module, balancer: Balancer, names: Sequence[str]) -> None:
+    """Make every head read what the balancer makes of the features, in training and in evaluation.
+
+    Raises:
+        OptionError: If the model has no heads by task name.
+    """
+    heads = getattr(model, "heads", None)
+    if not isinstance(heads, nn.ModuleDict) or any(name not in heads for name in names):
+        raise OptionError(
+            f"{type(balancer).__name__} changes what each head reads, and {type(model).__name__} has no ModuleDict "
+            f"'heads' with one for each of {list(names)}"
+        )
+    for name in names:
+        heads[name].register_forward_pre_hook(functools.partial(_transformed, balancer, name))
+
+
+def _transformed(balancer: Balancer, task: str, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return balancer.transform(arguments[0], task), *arguments[1:]

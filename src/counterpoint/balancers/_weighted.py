@@ -1,0 +1,90 @@
+"""The update of a balancer whose task weights are known before the backward pass: one pass of the weighted losses."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from counterpoint import gradients
+from counterpoint.balancers._balancer import Balancer, Call
+from counterpoint.balancers._losses import Step
+from counterpoint.gradients.jacobian import differentiate
+from counterpoint.gradients.reduce import together
+from counterpoint.gradients.scope import loss_edge
+
+Own = Sequence[tuple[Tensor, Tensor]]  # the balancer's own parameters and their gradients
+
+
+class WeightedPass(Balancer):
+    """What all kinds share: writing the gradient of a weighted sum of the losses."""
+
+    def _write_weighted(self, step: Step, call: Call, weights: Tensor, private: Tensor | None, own: Own) -> bool:
+        """Add to ``.grad``; return whether a scaled gradient overflowed.
+
+        Args:
+            step: The losses.
+            call: Options of the call.
+            weights: Factor of each loss for the shared parameters.
+            private: Factor for its task's parameters; ``None``: the weights, in the same backward pass, and every
+                parameter counts as shared.
+            own: Gradients of the balancer's own parameters.
+        """
+        scale = call.scale(step.values.device)
+        with together(self._owner, call.group):
+            if private is None:
+                scope = gradients.find_scope(step.losses)
+            else:
+                scope = gradients.find_scope(step.losses, shared=call.shared, features=call.features)
+        leaves = dict.fromkeys(leaf for group in scope.private for leaf in group)
+        overflow = False
+
+        def check(found: Sequence[Tensor]) -> None:
+            nonlocal overflow
+            everything = [*found, *(gradient for gradient in by_leaf.values() if gradient is not None)]
+            self._average(everything, call.group)
+            overflow = overflow or not gradients.all_finite(everything)
+            if overflow and call.scaler is None:
+                tasks = [
+                    at
+                    for at, group in enumerate(scope.private)
+                    if not gradients.all_finite([by_leaf.get(leaf, leaf.grad) for leaf in group])
+                ]
+                raise self._nonfinite(step, tasks)
+
+        by_leaf: dict[Tensor, Tensor | None] = {}
+        if private is None:
+            targets = [*scope.shared, *leaves]
+        else:
+            targets = list(scope.shared)
+            by_leaf = self._apart(step, call, list(leaves), self._seeds(step, private, scale), more=bool(targets))
+        if targets:
+            gradients.backward_into(step.losses, self._seeds(step, weights, scale), targets, check)
+        else:
+            check([])
+        for leaf, gradient in by_leaf.items():
+            if gradient is not None:
+                gradients.accumulate(leaf, gradient)
+        for parameter, gradient in own:
+            gradients.accumulate(parameter, gradient * scale)
+        return overflow
+
+    @staticmethod
+    def _apart(
+        step: Step, call: Call, leaves: list[Tensor], seeds: list[Tensor], *, more: bool
+    ) -> dict[Tensor, Tensor | None]:
+        """Differentiate the losses by the parameters that belong to one task; ``more`` passes are to come."""
+        edges = [loss_edge(loss) for loss in step.losses]
+        found = list(differentiate(edges, leaves, seeds, retain_graph=more))
+        if call.group is not None:
+            found = [_dense(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
+        return dict(zip(leaves, found, strict=True))
+
+    @staticmethod
+    def _seeds(step: Step, weights: Tensor, scale: float) -> list[Tensor]:
+        return [(weight * scale).to(loss) for weight, loss in zip(weights, step.losses, strict=True)]
+
+
+def _dense(gradient: Tensor | None, leaf: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(leaf)
+    return gradient.to_dense().clone() if gradient.is_sparse else gradient.clone()
