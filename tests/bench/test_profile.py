@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,7 +27,8 @@ class Net(nn.Module):
 
     def losses(self):
         z = self.trunk[:2](self.x)
-        z.register_hook(self._count)
+        if z.requires_grad:
+            z.register_hook(self._count)
         z = self.neck(self.trunk[2](z))
         return {name: (head(z) - k).square().mean() for k, (name, head) in enumerate(self.heads.items())}
 
@@ -122,6 +125,45 @@ def test_losses_as_list_tensor_and_with_an_absent_task():
 def test_what_a_method_asks_of_the_loop_is_said():
     found = bench.profile_balancers(Net().losses, balancers=["dwa"], rounds=1)
     assert "dwa asks more of the loop (end_epoch() after each epoch)" in found.notes[1]
+
+
+class Again(balancers.LossBalancer):
+    """Needs a second forward pass."""
+
+    key, equation, source, provenance, scale = "again", "sum", "here", "here", "sum"
+    needs = frozenset({"losses_after_step"})
+    seen: ClassVar[list] = []
+
+    def objective(self, losses, *, present=None):
+        return losses.sum()
+
+    def after_step(self, losses):
+        assert not next(iter(losses.values())).requires_grad, "a graph was made"
+        self.seen.append(losses)
+
+
+class Ahead(Again):
+    """Needs what a profile cannot serve."""
+
+    needs = frozenset({"look_ahead"})
+
+
+class ByInstance(Again):
+    """Wants other losses."""
+
+    needs, loss_form = frozenset(), "instance"
+
+
+def test_a_second_forward_pass_is_made_and_what_cannot_be_served_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "again_for_test", sys.modules[__name__])
+    names = [f"again_for_test:{name}" for name in ("Again", "Ahead", "ByInstance")]
+    Again.seen.clear()
+    found = bench.profile_balancers(Net().losses, balancers=names, rounds=3)
+    assert len(Again.seen) == 1 + 2 + 3, "once for memory, twice to warm up, thrice for the time"
+    assert [cost.method for cost in found.costs] == ["summed", "seqK", names[0]]
+    assert any("that forward pass counts as backward" in note for note in found.notes)
+    assert any(note.startswith(f"{names[1]}: not measured, as it asks for look_ahead") for note in found.notes)
+    assert any(note.startswith(f"{names[2]}: not measured, as it reads other losses") for note in found.notes)
 
 
 def test_a_mode_that_the_model_does_not_allow_is_a_note():

@@ -1,7 +1,7 @@
 """Measure what a step costs with each balancer: time, backward passes, peak memory.
 
-The costs stand beside those of one summed backward pass and of K sequential ones (seqK), for the network and a batch
-of a run, with advice on the mode to take. Nothing is trained and, without --json, nothing written.
+The costs stand beside those of one summed backward pass and of K sequential ones (seqK), for
+the network and a batch of a run, with advice on the mode to take. Nothing is trained.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from counterpoint._checks import check_choice, check_integer
     from counterpoint.bench.build import environment
-    from counterpoint.bench.profile import DEFAULT, LEVELS, ROUNDS, profile_recipe
+    from counterpoint.bench.profile import DEFAULT, ROUNDS, profile_recipe
+    from counterpoint.bench.profile_rounds import LEVELS
     from counterpoint.bench.tables import write_text
     from counterpoint.cli._progress import RoundProgress
     from counterpoint.cli.compare import match_methods
