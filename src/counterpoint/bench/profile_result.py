@@ -151,7 +151,7 @@ class Profile:
         rich_table = require("rich.table", extra="bench")
         rich_box = require("rich.box", extra="bench")
         text = require("rich.text", extra="bench").Text
-        table = rich_table.Table(box=rich_box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = rich_table.Table(box=rich_box.SIMPLE_HEAD, padding=0, pad_edge=False)  # fits 80 columns
         table.add_column("method", overflow="ellipsis", no_wrap=True, min_width=11)
         table.add_column("mode", no_wrap=True)
         labels = ("passes", "backward\nx summed", "step\nx", "step\nms", "extra\nMB", "update:\ncosine")
