@@ -66,6 +66,7 @@ def torchjd_step(name: str, case: Case) -> Run:
     from torchjd import aggregation, autojac  # noqa: PLC0415 - optional
 
     warnings.filterwarnings("ignore", module="torchjd")  # its solver's advice on how to state its problem
+    warnings.filterwarnings("ignore", message="There is a performance drop")  # its vmap, on attention
     options, _ = TORCHJD[name]
     aggregator = getattr(aggregation, name)(**options(case.num_tasks))
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from counterpoint import balancers, bench
 from counterpoint.bench.profile_result import Cost, Profile, Range
+from counterpoint.bench.profile_rounds import _costs, _Variant
 from counterpoint.errors import GraphError, OptionError, UnknownNameError
 
 
@@ -209,11 +210,12 @@ def test_errors_name_the_culprit_and_the_cure(change, error, message):
         bench.profile_balancers(compute_losses, **arguments)
 
 
-def cost(method, mode, backward, step, *, reads="gram", spread=0.01, cosine=None, memory=1.0):
+def cost(method, mode, backward, step, *, reads="gram", spread=0.01, cosine=None, against=0.5):
     def around(value):
         return Range(value, value * (1 - spread), value * (1 + spread))
 
-    return Cost(method, mode, reads, 1.0, around(step), around(step), around(backward), memory, cosine)
+    ratios = around(step), around(step), around(backward), around(1.0 if mode == "default" else against)
+    return Cost(method, mode, reads, 1.0, *ratios, 1.0, cosine)
 
 
 def made_up(*costs, rounds=9, spread=0.01):
@@ -242,11 +244,11 @@ def test_advice_prefers_features_without_other_weights_where_that_is_as_good():
 
 def test_advice_is_held_back_where_the_data_do_not_support_it():
     wide = made_up(
-        cost("m", "default", 3.0, 2.0, spread=0.5), cost("m", "level=features", 2.0, 1.5, spread=0.5), spread=0.5
+        cost("m", "default", 3.0, 2.0), cost("m", "level=features", 2.0, 1.5, spread=0.5, against=0.75), spread=0.5
     )
     busy, line = wide.advice()
     assert busy.startswith("the machine was busy")
-    assert line.startswith("m: keep the default; level=features may be faster, but the quartiles overlap")
+    assert line.startswith("m: keep the default; level=features may be faster, but not in three quarters")
     few = made_up(cost("m", "default", 3.2, 2.4), cost("m", "level=features", 1.05, 1.02), rounds=4)
     assert few.advice() == ["no advice on 4 rounds: take at least 5"]
     small = made_up(cost("m", "default", 1.1, 1.02), cost("m", "level=features", 1.0, 1.0))
@@ -268,6 +270,20 @@ def test_printed_and_plain():
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert content["costs"][3]["backward_ratio"] == {"median": 12.5, "low": 12.375, "high": 12.625}
     assert content["advice"] == found.advice()
+
+
+def test_ratios_are_taken_within_rounds():
+    """A machine that is twice as slow in every other round changes no ratio."""
+    plain, mode = _Variant("summed", "default", "", None), _Variant("m", "level=features", "gram", None)
+    default = _Variant("m", "default", "gram", None)
+    for variant, backward in ((plain, 1.0), (default, 4.0), (mode, 1.5)):
+        variant.forward_s, variant.passes = [1.0, 2.0] * 4, [1] * 8
+        variant.backward_s = [backward, 2 * backward] * 4
+    *_, found = _costs([plain, default, mode])
+    assert found.step_ms == Range(3750.0, 2500.0, 5000.0)
+    assert found.backward_ratio == Range(1.5, 1.5, 1.5)
+    assert found.step_ratio == Range(1.25, 1.25, 1.25)
+    assert found.default_ratio == Range(0.5, 0.5, 0.5)
 
 
 def test_range_of_rounds():

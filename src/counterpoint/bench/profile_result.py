@@ -47,6 +47,7 @@ class Cost:
         step_ms: Time of a step in milliseconds.
         step_ratio: Time of a step over that of the summed step in the same round.
         backward_ratio: The same without the forward pass.
+        default_ratio: Time of a step over that of the method's default mode in the same round.
         peak_memory_mb: Peak memory of the first step above what was in use before, in MB (2**20 bytes); what the method
             keeps for later steps is in it.
         cosine: Between the shared update of the first step and that of the default mode.
@@ -59,6 +60,7 @@ class Cost:
     step_ms: Range
     step_ratio: Range
     backward_ratio: Range
+    default_ratio: Range
     peak_memory_mb: float
     cosine: float | None
 
@@ -71,10 +73,10 @@ class Cost:
         """Return whether the typical step is enough faster to be worth another way of calling."""
         return self.step_ratio.median * WORTH <= other.step_ratio.median
 
-    def lies_apart_from(self, other: "Cost") -> bool:
-        """Return whether the quartiles of the backward pass do not overlap."""
-        first, second = self.backward_ratio, other.backward_ratio
-        return first.high < second.low or second.high < first.low
+    @property
+    def is_clearly_faster(self) -> bool:
+        """Whether the step was faster than that of the default mode in three quarters of the rounds."""
+        return self.default_ratio.high < 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Profile:
         console.print(self._table())
         explained = (
             f"Medians of {self.rounds} rounds, quartiles in brackets; a step is forward pass, losses and backward. "
-            "Ratios are to the summed backward pass of the same round."
+            "Ratios are to the summed one in the same round."
         )
         for line in (explained, *self.notes):
             console.print(text(line, style="dim"))
@@ -184,8 +186,10 @@ def _advise(costs: Sequence[Cost]) -> str:
     words: list[str] = []
     for cost in others:
         numbers = _against(cost, best)
-        if cost.gains_on(best) and not cost.lies_apart_from(best):
-            words.append(f"{cost.mode} may be faster, but the quartiles overlap ({numbers}): take more rounds")
+        if cost.gains_on(best) and not cost.is_clearly_faster:
+            words.append(
+                f"{cost.mode} may be faster, but not in three quarters of the rounds ({numbers}): measure again"
+            )
         elif cost.gains_on(best) and cost.mode == "features=":
             words.append(f"pass features=: {numbers}, and the update is the same")
             best = cost

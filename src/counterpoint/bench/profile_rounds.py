@@ -54,6 +54,10 @@ class _Variant:
     backward_s: list[float] = dataclasses.field(default_factory=list)
     passes: list[int] = dataclasses.field(default_factory=list)
 
+    def steps_s(self) -> list[float]:
+        """Return the seconds of each step."""
+        return [sum(pair) for pair in zip(self.forward_s, self.backward_s, strict=True)]
+
 
 class _Bench:
     """The model and its batch: forward passes, and the leaves that get gradients."""
@@ -299,10 +303,10 @@ def _time(
 def _costs(variants: Sequence[_Variant]) -> Iterator[Cost]:
     """Turn measured times into ratios to the summed backward pass of the same round."""
     summed = variants[0]
-    references = {v.method: v.update for v in variants if v.mode == "default"}
+    plain = summed.steps_s()
+    defaults = {variant.method: variant for variant in variants if variant.mode == "default"}
     for variant in variants:
-        steps = [f + b for f, b in zip(variant.forward_s, variant.backward_s, strict=True)]
-        plain = [f + b for f, b in zip(summed.forward_s, summed.backward_s, strict=True)]
+        steps, default = variant.steps_s(), defaults[variant.method]
         yield Cost(
             method=variant.method,
             mode=variant.mode,
@@ -311,8 +315,9 @@ def _costs(variants: Sequence[_Variant]) -> Iterator[Cost]:
             step_ms=Range.of([1000 * step for step in steps]),
             step_ratio=Range.of([step / base for step, base in zip(steps, plain, strict=True)]),
             backward_ratio=Range.of([b / base for b, base in zip(variant.backward_s, summed.backward_s, strict=True)]),
+            default_ratio=Range.of([step / base for step, base in zip(steps, default.steps_s(), strict=True)]),
             peak_memory_mb=variant.peak_memory_mb,
-            cosine=None if variant.update is None else _cosine(variant.update, references[variant.method]),
+            cosine=None if variant.update is None else _cosine(variant.update, default.update),
         )
 
 
