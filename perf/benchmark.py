@@ -35,7 +35,7 @@ from counterpoint.gradients import find_scope
 from counterpoint.training.memory import step_peak_mb
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = {"MLP 5x512": 11, "encoder 6x192": 5, "ResNet-18": 7}
+ROUNDS = {"MLP 5x512": 11, "encoder 6x192": 5, "ResNet-18": 5}
 DEVICE = torch.device("cpu")
 STARTED = time.perf_counter()
 
@@ -188,7 +188,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="methods to measure (default: a few of each kind)")
     parser.add_argument("--all", action="store_true", help="measure all methods, each Gram method also at the features")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of {', '.join(f'{n} K={k}' for n, k in CASES)}")
-    parser.add_argument("--rounds", type=int, help="rounds of every case (default: MLP 11, encoder 5, ResNet 7)")
+    parser.add_argument("--rounds", type=int, help="rounds of every case (default: MLP 11, others 5)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--without-torchjd", action="store_true", help="leave torchjd out even if it is installed")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: perf/results/benchmark_MACHINE_DATE.json")
