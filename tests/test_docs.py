@@ -118,7 +118,7 @@ def test_commands_of_the_readme_are_valid():
     """Each counterpoint command of the README is understood: parsed to the end without being run."""
     from counterpoint.bench.compare import make_config
     from counterpoint.cli._arguments import read_run
-    from counterpoint.cli.compare import _methods
+    from counterpoint.cli.compare import match_methods
     from counterpoint.cli.main import _parser
 
     lines = re.findall(r"^(counterpoint .*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
@@ -129,4 +129,4 @@ def test_commands_of_the_readme_are_valid():
             args.recipe = "digits"
         config = read_run(args, rest)
         if args.verb == "compare":
-            make_config(config, _methods(args.balancers), args.seeds)
+            make_config(config, match_methods(args.balancers), args.seeds)

@@ -43,7 +43,7 @@ def find_scope(
     """Find the leaves that the losses reach, in one walk over their graph.
 
     The walk is made anew at every call, so a graph that changes between steps is never read wrongly; it costs a few
-    microseconds a node, which `perf/overhead.py` measures against the backward pass.
+    microseconds a node, which `perf/benchmark.py` measures against the backward pass.
 
     Args:
         losses: One tensor per task, each with a graph.
