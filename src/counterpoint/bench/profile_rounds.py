@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoint import balancers, gradients
+from counterpoint import gradients
 from counterpoint._checks import check_choice, check_integer
 from counterpoint.balancers import Balancer
 from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.balancers._needs import NEEDS
 from counterpoint.bench.compare import method_name, parse_method
+from counterpoint.bench.method import build_balancer
 from counterpoint.bench.profile_result import Cost, Profile, Range
 from counterpoint.bench.run_config import BalancerConfig
 from counterpoint.errors import GraphError, OptionError
@@ -148,7 +149,7 @@ def run_profile(
     variants = [_Variant("summed", "default", "", lambda: _summed), _Variant("seqK", "default", "", _sequential(bench))]
     notes = [remark] if remark else []
     for name, method in parsed.items():
-        probe = _build(method, bench.names)
+        probe = build_balancer(method, bench.names)
         if refusal := _refusal(probe):
             notes.append(f"{name}: not measured, as {refusal}")
             continue
@@ -167,10 +168,6 @@ def run_profile(
         device=str(bench.device),
         threads=torch.get_num_threads(),
     )
-
-
-def _build(method: BalancerConfig, tasks: Sequence[str]) -> Balancer:
-    return balancers.create(method.name, tasks=list(tasks), **method.options)
 
 
 def _refusal(balancer: Balancer) -> str:
@@ -196,7 +193,7 @@ def _balanced(bench: "_Bench", method: BalancerConfig, mode: str) -> Callable[[]
     """Return what builds the balancer and its step."""
 
     def make() -> Backward:
-        balancer = _build(method, bench.names).to(bench.device)
+        balancer = build_balancer(method, bench.names).to(bench.device)
         how: dict[str, Any] = {"level": "features"} if mode == "level=features" else {}
         if balancer.keeps_columns:
             how["shared"] = bench.scope.shared
