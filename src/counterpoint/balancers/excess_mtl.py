@@ -82,7 +82,8 @@ class ExcessMTL(ColumnsBalancer):
     References:
         He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, arXiv:2402.02009, by its released code,
         which divides by the first excess risk (the paper does not) and drops a factor 1/2. A first excess
-        risk of 0 gives infinite weights there. An absent task keeps its state here, and the others keep the sum of their weights.
+        risk of 0 gives infinite weights there. An absent task keeps its state here, and the others the sum of their
+        weights.
     """
 
     key = "excess_mtl"
@@ -120,7 +121,7 @@ class ExcessMTL(ColumnsBalancer):
         squares = old.addcmul(rows, rows)
         self._keep("squares", squares, present)
         excess = excess_risks(rows, squares, eps=self.eps)
-        first, logits = self.first[index].cpu(), self.logits[index].cpu()
+        first, logits = self.first[index].cpu().double(), self.logits[index].cpu().double()
         ratios = torch.where(torch.isnan(first), 0.0, excess / first)
         logits = excess_weights(logits, ratios, eta=self.eta)
         self.logits[index] = logits.to(self.logits)

@@ -145,7 +145,7 @@ class MoCo(ColumnsBalancer):
         tracked = torch.lerp(old, rows, beta.to(old)[:, None].expand_as(old))
         self._keep("tracked", tracked, present)
 
-        share = self.task_weights[index].cpu()
+        share = self.task_weights[index].cpu().double()
         total = share.sum()
         before = share / total if float(total) > 0 else torch.full_like(share, 1 / len(share))
         rate = self.gamma / int(self.num_updates) ** self.gamma_sigma

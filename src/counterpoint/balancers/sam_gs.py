@@ -114,7 +114,7 @@ class SAMGS(ColumnsBalancer):
         gram = linalg.gram(jacobian).cpu()
         similarity = mean_magnitude_similarity(gram)
         steps = self.steps[index].cpu() + 1
-        spread = self.beta2 * self.spread[index].cpu() + (1 - self.beta2) * (1 - similarity) ** 2 + _FLOOR
+        spread = self.beta2 * self.spread[index].cpu().double() + (1 - self.beta2) * (1 - similarity) ** 2 + _FLOOR
         old = self._rows("moment", jacobian, present)
         moment = (old * self.beta1).add_(jacobian.to(old), alpha=1 - self.beta1)
         self.steps[index] = steps.to(self.steps)
