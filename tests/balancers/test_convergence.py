@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from counterpoint.balancers import (
+    DBMTL,
     DWA,
     GLS,
     IMTLG,
@@ -12,15 +13,18 @@ from counterpoint.balancers import (
     PIVRG,
     POMSI,
     RLW,
+    SAMGS,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     Fixed,
     GradDrop,
     GradOPS,
     GradVac,
+    MoCo,
     NashMTL,
     PCGrad,
     Uncertainty,
@@ -79,6 +83,12 @@ PARETO = [
     GLS(2),
     Uncertainty(2),
     DWA(2),
+    DBMTL(2),
+    DBMTL(2, beta=0.0),
+    MoCo(2),
+    MoCo(2, variant="libmtl"),
+    SAMGS(2, gamma=1.0),
+    ExcessMTL(2),
 ]
 
 
