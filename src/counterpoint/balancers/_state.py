@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = list[tuple[nn.Module, str, Tensor]]
-Snapshot = tuple[Tensors, list[tuple[torch.Generator, Tensor]], list[tuple[nn.Module, str, Any]]]
+Snapshot = tuple[Tensors, list[tuple[torch.Generator, Tensor]], Sequence[tuple[nn.Module, str, Any]]]
 
 
 class StatefulModule(nn.Module):
