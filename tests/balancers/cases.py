@@ -238,5 +238,33 @@ CASES = (
     Case(
         "graddrop", "jacobian", variants=({"leak": 0.5},), claims={"degree": 1}, oracle="graddrop", in_expectation=True
     ),
+    Case(
+        "db_mtl",
+        "jacobian",
+        variants=({"beta": 0.0}, {"beta_sigma": 0.0}, {"eps": 1e-3}),
+        claims={"degree": 1, "row_scale": "direction"},
+        oracle="db_mtl",
+    ),
+    Case(
+        "moco",
+        "jacobian",
+        variants=({"variant": "libmtl"}, {"beta_sigma": 0.0, "gamma_sigma": 0.0, "rho": 0.1}, {"gamma": 0.0}),
+        oracle="moco",
+    ),
+    Case(
+        "sam_gs",
+        "jacobian",
+        options=lambda _: {"gamma": 0.5},  # plain gradient steps diverge with 0.1, where the update is of degree 2
+        variants=({"gamma": 0.1}, {"gamma": 1.0, "beta1": 0.0}),
+        oracle="sam_gs",
+    ),
+    Case(
+        "excess_mtl",
+        "jacobian",
+        options=lambda _: {"eps": 0.0},
+        variants=({"eps": 1e-7}, {"eta": 0.5}),
+        claims={"degree": 1},
+        oracle="excess_mtl",
+    ),
 )
 BY_KEY = {case.key: case for case in CASES}

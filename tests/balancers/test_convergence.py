@@ -7,6 +7,7 @@ import torch
 
 from counterpoint.balancers import (
     DTP,
+    DBMTL,
     DWA,
     GLS,
     IMTLG,
@@ -18,15 +19,18 @@ from counterpoint.balancers import (
     POMSI,
     RLW,
     STCH,
+    SAMGS,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     Fixed,
     GradDrop,
     GradOPS,
     GradVac,
+    MoCo,
     NashMTL,
     PCGrad,
     ScaleInvariant,
@@ -95,6 +99,12 @@ PARETO = [
     LDCMTL(2),
     LDCMTL(2, normalization="initial", detach_sum=False),
     LDCMTL(2, normalization="log_ratio", lam=0.05),
+    DBMTL(2),
+    DBMTL(2, beta=0.0),
+    MoCo(2),
+    MoCo(2, variant="libmtl"),
+    SAMGS(2, gamma=1.0),
+    ExcessMTL(2),
 ]
 
 

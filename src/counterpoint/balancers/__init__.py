@@ -15,9 +15,11 @@ from counterpoint.balancers.cagrad import CAGrad as CAGrad
 from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG
 from counterpoint.balancers.dtp import DTP as DTP
+from counterpoint.balancers.db_mtl import DBMTL as DBMTL
 from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
+from counterpoint.balancers.excess_mtl import ExcessMTL as ExcessMTL
 from counterpoint.balancers.fairgrad import FairGrad as FairGrad
 from counterpoint.balancers.fixed import Fixed as Fixed
 from counterpoint.balancers.gls import GLS as GLS
@@ -30,6 +32,7 @@ from counterpoint.balancers.imtl_l import IMTLL as IMTLL
 from counterpoint.balancers.ldc_mtl import LDCMTL as LDCMTL
 from counterpoint.balancers.lsb import LSB as LSB
 from counterpoint.balancers.mgda import MGDA as MGDA
+from counterpoint.balancers.moco import MoCo as MoCo
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
@@ -38,6 +41,7 @@ from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
 from counterpoint.balancers.stch import STCH as STCH
+from counterpoint.balancers.sam_gs import SAMGS as SAMGS
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO

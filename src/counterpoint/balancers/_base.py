@@ -317,6 +317,7 @@ class JacobianBalancer(GradientBalancer):
 
     reads: str = "jacobian"
     cost: ClassVar[str] = "K backward passes (1 at level='features'), memory for K gradients"
+    _undone = ("_layout",)
 
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None
@@ -346,18 +347,26 @@ class JacobianBalancer(GradientBalancer):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the combined row of a checked matrix; :meth:`combine` calls this.
 
-        A method whose combined row is a weighted sum of the rows returns the row and the weights (k,).
+        A method whose combined row is a weighted sum of the rows, or of their running means, returns the row and the
+        weights (k,).
         """
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; with ``keeps_columns`` into the same columns at every step.
 
         Raises:
-            OptionError: If the columns cannot be known, since a task is absent.
+            OptionError: If the columns cannot be known, since a task is absent, or are not those of the steps before.
         """
         if not self.keeps_columns:
             return super()._task_gradients(step, call, scale)
-        layout = self._layout.get() if call.shared is None else list(call.shared)
+        layout, given = self._layout.get(), list(dict.fromkeys(call.shared or ()))
+        if layout and given and set(layout) != set(given):
+            raise OptionError(
+                f"{self._owner}: this method has a state for each coordinate of the shared parameters, and shared= has "
+                f"{len(given)} parameters that are not the {len(layout)} of the steps before; pass the same ones at "
+                "every step, or call reset() to start over"
+            )
+        layout = layout or given
         if not layout and len(step.present) < self.num_tasks:
             raise OptionError(
                 f"{self._owner}: this method has a state for each coordinate of the shared parameters, and a batch "

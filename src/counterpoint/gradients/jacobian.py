@@ -94,7 +94,8 @@ class TaskGradients:
             self._write_features(direction, check, weights=weights, scale=scale)
         else:
             for leaf, gradient in zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True):
-                accumulate(leaf, gradient)
+                if leaf.requires_grad:  # in columns that are kept from step to step there may be one frozen since
+                    accumulate(leaf, gradient)
         for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
