@@ -150,8 +150,7 @@ class Wrapped(ComposedBalancer):
                 else:
                     balanced = self._weigh(None, step.values, step.present, step)
             return self._pass(step, call, balanced)
-        leaves = self._measured(step, call)
-        return super()._backward(step, call) if leaves is None else self._backward_measured(step, call, leaves)
+        return super()._backward(step, call)
 
     def _pass(self, step: Step, call: Call, balanced: Balanced) -> BalancerReport:
         """Run one backward pass with weights that are known."""
