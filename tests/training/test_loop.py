@@ -20,7 +20,7 @@ def read(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2)])
+@pytest.mark.parametrize(("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2), ("gradnorm", 1), ("modo", 5)])
 def test_result_and_records(make, tmp_path, balancer, passes):
     result = fit(make(balancer, monitor_every=4), tmp_path)
     assert result["steps"] == 15  # three epochs of five batches of at most 16 of 70 samples

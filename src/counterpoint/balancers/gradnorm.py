@@ -160,13 +160,14 @@ class GradNorm(GramBalancer):
         if self.update == "adam":
             self.steps[index] += 1
             change = torch.zeros_like(gradient)
+            count = self.steps[index].to(before)  # a power of a whole number would be float32
             moments = []
             for moment, power, decay in (
                 (self.first_moment, gradient, _DECAYS[0]),
                 (self.second_moment, gradient.square(), _DECAYS[1]),
             ):
                 moment[index] = decay * moment[index] + (1 - decay) * power
-                moments.append(moment[index] / (1 - decay ** self.steps[index]))
+                moments.append(moment[index] / (1 - decay**count))
             moving = moments[1] > 0  # no constant in the denominator, so that the unit of the loss does not matter
             change[moving] = moments[0][moving] / moments[1][moving].sqrt()
         else:
