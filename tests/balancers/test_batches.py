@@ -84,12 +84,13 @@ def test_a_wrong_number_of_batches_is_refused(kind, count):
 def test_other_refusals_write_nothing_and_move_nothing(kind):
     net, (x, y, z) = Net(), batches()
     balancer = kind(3)
+    first = net(z)
+    h = torch.tanh(net.trunk(x))
+    losses = [head(h).sum() for head in net.heads]
     with pytest.raises(ShapeError, match=r"batch 3 has the tasks \['0', '2'\].*same tasks"):
-        first = net(z)
         balancer.backward(net(x), more=[net(y), [first[0], None, first[2]]])
     with pytest.raises(OptionError, match="level='parameters'"):
-        h = torch.tanh(net.trunk(x))
-        balancer.backward([head(h).sum() for head in net.heads], more=[net(y), net(z)], features=h, level="features")
+        balancer.backward(losses, more=[net(y), net(z)], features=h, level="features")
     with pytest.raises(OptionError, match="measure="):
         balancer.backward(net(x), more=[net(y), net(z)], measure="last")
     for which in range(3):

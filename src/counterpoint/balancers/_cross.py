@@ -39,8 +39,11 @@ class CrossGramBalancer(GramBalancer):
         self._average(pair, call.group)
         with together(self._owner, call.group):
             cross = linalg.inner_products(*pair)
-            peaks = sum(rows.abs().amax(dim=1) for rows in pair) if scope.shared else cross.diagonal()
-            bad = [position for position, peak in enumerate(peaks.tolist()) if peak - peak != 0.0]
+            bad = [
+                position
+                for position in range(len(cross))
+                if not all(gradients.all_finite([rows[position]]) for rows in pair)
+            ]
             if bad and call.scaler is None:
                 raise self._nonfinite(step, bad)
             ones = torch.ones_like(step.values)

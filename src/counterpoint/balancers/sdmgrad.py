@@ -42,7 +42,8 @@ def sdmgrad_weights(
 
     Example:
         >>> gram = torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
-        >>> sdmgrad_weights(gram, torch.full((2,), 0.5, dtype=torch.float64), pull=0.0, learning_rate=0.5, inner_steps=99)
+        >>> start = torch.full((2,), 0.5, dtype=torch.float64)
+        >>> sdmgrad_weights(gram, start, pull=0.0, learning_rate=0.5, inner_steps=99)
         tensor([0.8000, 0.2000], dtype=torch.float64)
 
     References:

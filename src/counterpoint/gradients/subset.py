@@ -11,7 +11,8 @@ from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows
 from counterpoint.gradients.scope import Scope, loss_edge
 
 # operations that scale or shift what they are given: norm layers, layer scales, position embeddings
-_ELEMENTWISE = ("Mul", "Add", "Sub", "Div", "LayerNorm", "GroupNorm", "BatchNorm", "RmsNorm", "RMSNorm", "Prelu")
+_ARITHMETIC = ("MulB", "AddB", "SubB", "DivB", "AddcmulB")  # MulBackward0, ...; not AddmmBackward0
+_NORMS = ("LayerNorm", "GroupNorm", "BatchNorm", "RmsNorm", "RMSNorm", "Prelu")
 
 
 def last_layer(losses: Sequence[Tensor], scope: Scope) -> list[Tensor]:
@@ -55,7 +56,7 @@ def _users(scope: Scope, leaf: Tensor) -> list[Node]:
 
 def _is_elementwise(node: Node) -> bool:
     name = node.name()
-    return name.startswith(_ELEMENTWISE[:4]) and not name.startswith("Addmm") or any(k in name for k in _ELEMENTWISE[4:])
+    return name.startswith(_ARITHMETIC) or any(norm in name for norm in _NORMS)
 
 
 def _last_use(users: Sequence[Node], common: frozenset[Node]) -> int:
