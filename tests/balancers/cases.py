@@ -17,7 +17,7 @@ class Case:
         key: Key in the registry.
         options: Constructor arguments, from the number of tasks.
         variants: Further options that must keep the contract too.
-        kind: "losses", "gram" or "jacobian".
+        kind: What it reads: "losses", "gram", "cross_gram" or "jacobian".
         claims: Properties, by the name of their test: simplex (weights at least 0, sum 1), sum_k (sum K), permutation
             (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), agree (the plain sum if no two
             gradients conflict), descent (<v, g_i> >= 0 for independent gradients), row_scale (what stays if gradients
@@ -234,6 +234,31 @@ CASES = (
         "gram",
         variants=({"static_target": 0.9}, {"rule": "vaccine", "beta": 0.5}, {"rule": "learned"}),
         claims={"degree": 1, "agree": "sum", **_ZERO},
+    ),
+    Case(
+        "gradnorm",
+        "gram",
+        variants=(
+            {"alpha": 0.0},
+            {"update": "sgd", "measure": "shared"},
+            {"initial_losses": 2.0, "learning_rate": 0.2},
+        ),
+        claims={"permutation": True, "degree": 1},
+        oracle="gradnorm",
+    ),
+    Case(
+        "sdmgrad",
+        "cross_gram",
+        variants=({"pull": 0.0}, {"pull": 2.0, "inner_steps": 3, "learning_rate": 0.5, "momentum": 0.0}),
+        claims={"simplex": True, "permutation": True, **_ZERO},  # degree 1 but for rounding, which long steps amplify
+        oracle="sdmgrad",
+    ),
+    Case(
+        "modo",
+        "cross_gram",
+        variants=({"learning_rate": 0.1, "rho": 0.0},),
+        claims={"simplex": True, "permutation": True, **_ZERO},
+        oracle="modo",
     ),
     Case(
         "graddrop", "jacobian", variants=({"leak": 0.5},), claims={"degree": 1}, oracle="graddrop", in_expectation=True

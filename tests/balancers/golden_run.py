@@ -24,11 +24,15 @@ def curve(case):
         balancer.generator.manual_seed(11)
     optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.01, momentum=0.5)
     found = []
+
+    def losses_of(factors):
+        return torch.stack([(f @ (x - c)).square().sum() / 2 + 0.05 for f, c in zip(factors, centers, strict=True)])
+
     for step in range(STEPS):
-        losses = torch.stack([(f @ (x - c)).square().sum() / 2 + 0.05 for f, c in zip(factors, centers, strict=True)])
+        losses = losses_of(factors)
         found.append(losses.tolist())
         optimizer.zero_grad()
-        balancer.backward(losses)
+        balancer.backward(losses, more=[losses_of(factors * 0.9**i) for i in range(1, balancer.num_batches)])
         optimizer.step()
         if step % 5 == 4:
             balancer.end_epoch()

@@ -28,12 +28,17 @@ from counterpoint.balancers import (
     FairGrad,
     Fixed,
     GradDrop,
+    GradNorm,
     GradOPS,
     GradVac,
     MoCo,
     NashMTL,
     PCGrad,
     ScaleInvariant,
+    MoDo,
+    NashMTL,
+    PCGrad,
+    SDMGrad,
     Uncertainty,
     UPGrad,
 )
@@ -54,7 +59,8 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
         optimizer.zero_grad()
-        balancer.backward(scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset)
+        batches = [scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset for _ in range(balancer.num_batches)]
+        balancer.backward(batches[0], more=batches[1:])
         optimizer.step()
         visited.append(x.detach().clone())
         if step % 20 == 19:
@@ -84,6 +90,11 @@ PARETO = [
     DualProj(2),
     ConFIG(2),
     GradOPS(2),
+    GradNorm(2),
+    GradNorm(2, alpha=0.0, update="sgd"),
+    SDMGrad(2),
+    SDMGrad(2, pull=0.0),
+    MoDo(2, learning_rate=0.02, rho=0.0),
     MSI(2, static_target=1.0),
     POMSI(2),
     PIVRG(references=[1.0, 1.0], max_norm=1.0),

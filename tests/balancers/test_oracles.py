@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from balancers import oracles_gram, oracles_losses
-from balancers import oracles_columns, oracles_gram
+from balancers import oracles_batches, oracles_columns, oracles_gram, oracles_losses
 from balancers.cases import BY_KEY, CASES
 from balancers.comparison import agree
 from counterpoint.balancers import (
@@ -273,6 +272,7 @@ def check_cagrad(case, jacobian):
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
 CHECKS |= oracles_gram.CHECKS | oracles_losses.CHECKS
 CHECKS |= oracles_gram.CHECKS | oracles_columns.CHECKS
+CHECKS |= oracles_gram.CHECKS | oracles_batches.CHECKS
 
 
 @pytest.mark.parametrize("method", sorted(CHECKS))

@@ -24,6 +24,7 @@ from counterpoint.balancers.fairgrad import FairGrad as FairGrad
 from counterpoint.balancers.fixed import Fixed as Fixed
 from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop
+from counterpoint.balancers.gradnorm import GradNorm as GradNorm
 from counterpoint.balancers.gradops import GradOPS as GradOPS
 from counterpoint.balancers.gradvac import GradVac as GradVac
 from counterpoint.balancers.imtl import IMTL as IMTL
@@ -33,6 +34,7 @@ from counterpoint.balancers.ldc_mtl import LDCMTL as LDCMTL
 from counterpoint.balancers.lsb import LSB as LSB
 from counterpoint.balancers.mgda import MGDA as MGDA
 from counterpoint.balancers.moco import MoCo as MoCo
+from counterpoint.balancers.modo import MoDo as MoDo
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
@@ -42,6 +44,7 @@ from counterpoint.balancers.rlw import RLW as RLW
 from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
 from counterpoint.balancers.stch import STCH as STCH
 from counterpoint.balancers.sam_gs import SAMGS as SAMGS
+from counterpoint.balancers.sdmgrad import SDMGrad as SDMGrad
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO

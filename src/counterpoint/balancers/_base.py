@@ -107,9 +107,10 @@ class GradientBalancer(WeightedPass):
     measure: Measure = "shared"  # what the Gram matrix is of, where the call does not say
 
     def _backward(self, step: Step, call: Call) -> BalancerReport:
-        leaves = self._measured(step, call)
-        if leaves is not None:
-            return self._backward_measured(step, call, leaves)
+        with together(self._owner, call.group):
+            measured = self._measured(step, call)
+        if measured is not None:
+            return self._backward_measured(step, call, measured)
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
             found = self._task_gradients(step, call, scale)
@@ -243,23 +244,24 @@ class GradientBalancer(WeightedPass):
             return None
         if call.level == "features":
             raise OptionError(
-                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'"
+                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'; "
+                "build it with measure='shared'"
             )
         if not isinstance(measure, str):
-            return list(measure)
-        return gradients.last_layer(gradients.find_scope(step.losses, shared=call.shared, features=call.features))
+            leaves = list(measure)
+            if not leaves:
+                raise OptionError(f"{self._owner}: measure= is an empty list; pass shared parameters, or 'last'")
+            return leaves
+        scope = gradients.find_scope(step.losses, shared=call.shared, features=call.features)
+        return gradients.last_layer(step.losses, scope)
 
     def _backward_measured(self, step: Step, call: Call, leaves: Sequence[Tensor]) -> BalancerReport:
         """Weigh the tasks by their gradients of some leaves, then run one weighted backward pass."""
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
-            rows = gradients.subset_rows(
-                step.losses,
-                leaves,
-                scale=scale,
-                workspace=self._workspace,
-                average=lambda rows: self._average(rows, call.group),
-            )
+            rows = gradients.subset_rows(step.losses, leaves, scale=scale, workspace=self._workspace)
+        self._average([rows], call.group)
+        with together(self._owner, call.group):
             gram = linalg.gram(rows)
             bad = [position for position, square in enumerate(gram.diagonal().tolist()) if square - square != 0.0]
             if bad and call.scaler is None:
@@ -269,7 +271,7 @@ class GradientBalancer(WeightedPass):
         assert balanced.weights is not None
         private = ones if balanced.private is None else balanced.private
         overflow = self._write_weighted(step, call, balanced.weights.to(ones), private.to(ones), balanced.own)
-        return make_report(step, balanced.weights, gram, call.level, 1, skipped=overflow)
+        return make_report(step, None if bad else balanced.weights, gram, call.level, 1, skipped=overflow)
 
 
 class GramBalancer(GradientBalancer):

@@ -1,37 +1,84 @@
 """Task gradients of some of the shared parameters only, such as those of the last shared layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from counterpoint.errors import GraphError
 from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, unscaled
 from counterpoint.gradients.scope import Scope, loss_edge
 
+# operations that scale or shift what they are given: norm layers, layer scales, position embeddings
+_ARITHMETIC = ("MulB", "AddB", "SubB", "DivB", "AddcmulB")  # MulBackward0, ...; not AddmmBackward0
+_NORMS = ("LayerNorm", "GroupNorm", "BatchNorm", "RmsNorm", "RMSNorm", "Prelu")
 
-def last_layer(scope: Scope) -> list[Tensor]:
+
+def last_layer(losses: Sequence[Tensor], scope: Scope) -> list[Tensor]:
     """Return the leaves of the last shared operation that has a matrix among them.
 
-    "Last" is the order in which the forward pass ran. Norm layers and lone vectors do not count as a layer, unless
-    there is nothing else.
+    "Last" is the order in which the forward pass ran. What only scales or shifts (norm layers, layer scales, position
+    embeddings, lone vectors) does not count as a layer, unless there is nothing else. A weight that is used several
+    times counts at its last use that two or more tasks share, so an embedding tied to the head of one task is not the
+    last layer. Of layers that run side by side only the last one is taken; a compiled network is one operation.
 
-    Raises:
-        GraphError: If no leaf is shared.
+    Args:
+        losses: One scalar per task, each with a graph.
+        scope: The leaves that they share.
+
+    Returns:
+        The leaves, none if the tasks share nothing.
     """
     if not scope.shared:
-        raise GraphError(
-            "measure='last': no parameter is shared by two tasks; pass shared= or the parameters themselves"
-        )
-    users: dict[Tensor, int] = {}
-    for leaf in scope.shared:
-        node = scope.nodes[leaf]
-        while len(above := scope.parents.get(node, ())) == 1 and above[0] in scope.parents:
-            node = above[0]  # one that only passes the weight on
-        users[leaf] = max((parent._sequence_nr() for parent in above), default=-1)
-    layers = [leaf for leaf in scope.shared if leaf.ndim > 1] or list(scope.shared)
-    last = max(users[leaf] for leaf in layers)
-    return [leaf for leaf in scope.shared if users[leaf] == last]
+        return []
+    users = {leaf: _users(scope, leaf) for leaf in scope.shared}
+    layers = [leaf for leaf in scope.shared if leaf.ndim > 1 and not all(map(_is_elementwise, users[leaf]))]
+    layers = layers or [leaf for leaf in scope.shared if leaf.ndim > 1] or list(scope.shared)
+    common = _common(losses) if any(len(users[leaf]) > 1 for leaf in layers) else frozenset()
+    at = {leaf: _last_use(users[leaf], common) for leaf in scope.shared}
+    last = max(at[leaf] for leaf in layers)
+    return [leaf for leaf in scope.shared if at[leaf] == last]
+
+
+def _users(scope: Scope, leaf: Tensor) -> list[Node]:
+    """Return the operations that use a leaf, seen through those that only pass it on."""
+    found: dict[Node, None] = {}
+    open_nodes = [scope.nodes[leaf]]
+    while open_nodes:
+        for above in scope.parents.get(open_nodes.pop(), ()):
+            if above in scope.parents:
+                open_nodes.append(above)
+            else:
+                found[above] = None
+    return list(found)
+
+
+def _is_elementwise(node: Node) -> bool:
+    name = node.name()
+    return name.startswith(_ARITHMETIC) or any(norm in name for norm in _NORMS)
+
+
+def _last_use(users: Sequence[Node], common: frozenset[Node]) -> int:
+    shared = [node for node in users if node in common] if len(users) > 1 else users
+    return max((node._sequence_nr() for node in shared or users), default=-1)
+
+
+def _common(losses: Sequence[Tensor]) -> frozenset[Node]:
+    """Return the operations that two or more losses reach."""
+    seen: set[Node] = set()
+    twice: set[Node] = set()
+    for loss in losses:
+        mine: set[Node] = set()
+        stack = [loss_edge(loss).node]
+        while stack:
+            node = stack.pop()
+            if node not in mine:
+                mine.add(node)
+                stack += [child for child, _ in node.next_functions if child is not None]
+        twice |= mine & seen
+        seen |= mine
+    return frozenset(twice)
 
 
 def subset_rows(
@@ -39,11 +86,9 @@ def subset_rows(
     leaves: Sequence[Tensor],
     *,
     scale: float = 1.0,
-    retain_graph: bool = True,
     workspace: Workspace | None = None,
-    average: Callable[[Sequence[Tensor]], None] = lambda _: None,
 ) -> Tensor:
-    """Return the task gradients (K, P) of some leaves and of nothing else.
+    """Return the task gradients (K, P) of some leaves and of nothing else; the graph is kept.
 
     Each backward pass goes down to these leaves only.
 
@@ -51,15 +96,20 @@ def subset_rows(
         losses: One scalar per task, each with a graph.
         leaves: What to differentiate.
         scale: Each loss is multiplied by this during the backward pass, and the rows are divided by it again.
-        retain_graph: Keep the graph for another backward pass.
         workspace: Where the rows are kept.
-        average: Called with the rows, to change them in place.
+
+    Raises:
+        GraphError: If a leaf needs no gradient, or no loss reaches any of them.
     """
+    frozen = sum(not leaf.requires_grad for leaf in leaves)
+    if frozen:
+        raise GraphError(f"measure: {frozen} of the {len(leaves)} tensors need no gradient; leave them out")
     rows = empty_rows(len(losses), leaves, workspace)
-    for task, (row, loss) in enumerate(zip(rows, losses, strict=True)):
-        keep = retain_graph or task < len(losses) - 1
-        found = differentiate([loss_edge(loss)], leaves, [torch.full_like(loss, scale)], retain_graph=keep)
-        fill_row(row, found or [None] * len(leaves), leaves)
-    rows = unscaled(rows, scale)
-    average([rows])
-    return rows
+    reached = False
+    for row, loss in zip(rows, losses, strict=True):
+        found = differentiate([loss_edge(loss)], leaves, [torch.full_like(loss, scale)], retain_graph=True)
+        reached = reached or any(gradient is not None for gradient in found)
+        fill_row(row, found, leaves)
+    if leaves and not reached:
+        raise GraphError(f"measure: no loss reaches any of the {len(leaves)} tensors; pass shared parameters")
+    return unscaled(rows, scale)
