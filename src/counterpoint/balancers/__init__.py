@@ -35,7 +35,7 @@ BALANCERS = Registry(
     "balancer",
     Balancer,
     globals(),
-    facts=("equation", "source", "provenance", "reads", "scale", "cost", "task_gradients", "needs"),
+    facts=("equation", "source", "provenance", "reads", "scale", "cost", "task_gradients", "needs", "avoid"),
     given=("num_tasks", "tasks", "generator"),
 )
 create = BALANCERS.create

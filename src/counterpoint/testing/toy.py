@@ -1,4 +1,4 @@
-"""The 2-D problem on which papers draw trajectories: two losses of two numbers, with valleys on the way to the optima."""
+"""The 2-D problem on which papers draw trajectories: two losses of two numbers, valleys above and bowls below."""
 
 import dataclasses
 
@@ -81,10 +81,9 @@ def toy_losses(point: Float[Tensor, "*batch 2"], scales: tuple[float, float] = (
     up, down = torch.where(second >= 0, half, 0.0), torch.where(second <= 0, -half, 0.0)  # not clamp: see above
     valleys = (-first - 7) / 2 + bend, (3 - first) / 2 - bend + 2
     bowls = (first - 7) ** 2, (first + 7) ** 2
-    losses = [
-        scale * (up * (valley.abs().clamp(min=_SMALLEST).log() + 6) + down * ((bowl + (second + 8) ** 2 / 10) / 10 - 20))
-        for scale, valley, bowl in zip(scales, valleys, bowls, strict=True)
-    ]
+    above = [valley.abs().clamp(min=_SMALLEST).log() + 6 for valley in valleys]
+    below = [(bowl + (second + 8) ** 2 / 10) / 10 - 20 for bowl in bowls]
+    losses = [scale * (up * high + down * low) for scale, high, low in zip(scales, above, below, strict=True)]
     return torch.stack(losses, dim=-1)
 
 
