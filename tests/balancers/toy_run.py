@@ -16,8 +16,8 @@ def walk(balancer, start, *, scales, steps, rate, own_rate=0.025, finished=lambd
     """Return the points visited, (steps + 1, 2); fewer if ``finished(points)``, asked every ``EPOCH`` steps.
 
     Both losses are lifted by their known lower bounds: that changes no gradient, and methods that need positive losses
-    can be used. ``pure`` takes, where the method allows it, the pure call and an Adam in plain numbers: the same walk in
-    a quarter of the time.
+    can be used. ``pure`` takes, where the method allows it, the pure call and an Adam in plain numbers: the same walk
+    in a quarter of the time.
     """
     lift = torch.tensor([-TOY_LOWER_BOUND * scale for scale in scales], dtype=torch.float64)
     simple = not list(balancer.parameters()) and balancer.needs <= _SERVED and getattr(balancer, "num_batches", 1) == 1

@@ -87,8 +87,8 @@ class CAGrad(GramBalancer):
     provenance = "paper (Algorithm 1), dual solved exactly; c and rescale checked against the released code"
     scale = "mean"
     avoid = (
-        "Where no task may get worse: for c below 1 it only lessens the worst conflict. The mean gradient that it stays "
-        "near follows the longest gradients, so losses of different size need scaling first."
+        "Where no task may get worse: for c below 1 it only lessens the worst conflict. The mean gradient that it "
+        "stays near follows the longest gradients, so losses of different size need scaling first."
     )
 
     def __init__(
