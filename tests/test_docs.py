@@ -95,6 +95,11 @@ def test_every_balancer_says_when_not_to_use_it_and_explains_its_options(name, m
     assert not re.search(r":(func|meth|class|mod):|``|^(Args|Returns|Raises|Example):$", leftover, flags=re.MULTILINE)
 
 
+def test_the_page_of_the_toy_problem_is_that_of_the_recorded_walks(monkeypatch):
+    for path, text in tool("toy", monkeypatch).generated().items():
+        assert path.read_text() == text, f"{path.name}: run make docs"
+
+
 def test_links_between_pages_exist():
     for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
