@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,13 +52,56 @@ def test_example(path):
     assert len(path.read_text().splitlines()) <= 100
 
 
-def test_the_generated_table_is_current():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    text = (ROOT / "README.md").read_text()
-    assert tool.updated(text) == text, "run: make readme"
-    assert "| `pcgrad` |" in text
+def tool(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(monkeypatch):
+    docs = tool("docs", monkeypatch)
+    assert not docs.stale(), "run: make docs"
+    assert "| [`pcgrad`](docs/methods/pcgrad.md) |" in docs.README.read_text()
+
+
+def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
+    docs = tool("docs", monkeypatch)
+    shutil.copytree(docs.PAGES, tmp_path / "methods")
+    monkeypatch.setattr(docs, "PAGES", tmp_path / "methods")
+    assert not docs.stale()
+    (docs.PAGES / "gone.md").write_text("of a method that is no more")
+    (docs.PAGES / "mgda.md").write_text("old")
+    (docs.PAGES / "equal.md").unlink()
+    assert {path.name for path in docs.stale()} == {"gone.md", "mgda.md", "equal.md"}
+
+
+@pytest.mark.parametrize("name", cp.balancers.names())
+def test_every_balancer_says_when_not_to_use_it_and_explains_its_options(name, monkeypatch):
+    found = cp.balancers.describe(name)
+    avoid = found.facts.get("avoid", "")
+    assert avoid.startswith("Where "), "one to three sentences"
+    assert avoid.endswith(".")
+    assert 40 < len(avoid) <= 320
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+    for part in (avoid, found.facts["equation"], found.facts["provenance"], "## References", "```python"):
+        assert part in page
+    for option in found.options:
+        assert f"| `{option.name}` |" in page
+    leftover = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    assert not re.search(r":(func|meth|class|mod):|``|^(Args|Returns|Raises|Example):$", leftover, flags=re.MULTILINE)
+
+
+def test_the_page_of_the_toy_problem_is_that_of_the_recorded_walks(monkeypatch):
+    for path, text in tool("toy", monkeypatch).generated().items():
+        assert path.read_text() == text, f"{path.name}: run make docs"
+
+
+def test_links_between_pages_exist():
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_classes_of_the_guide_work_in_a_comparison(tmp_path):

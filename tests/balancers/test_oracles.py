@@ -270,9 +270,7 @@ def check_cagrad(case, jacobian):
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
-CHECKS |= oracles_gram.CHECKS | oracles_losses.CHECKS
-CHECKS |= oracles_gram.CHECKS | oracles_columns.CHECKS
-CHECKS |= oracles_gram.CHECKS | oracles_batches.CHECKS
+CHECKS |= oracles_gram.CHECKS | oracles_losses.CHECKS | oracles_columns.CHECKS | oracles_batches.CHECKS
 
 
 @pytest.mark.parametrize("method", sorted(CHECKS))

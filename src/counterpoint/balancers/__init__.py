@@ -55,7 +55,7 @@ BALANCERS = Registry(
     "balancer",
     Balancer,
     globals(),
-    facts=("equation", "source", "provenance", "reads", "scale", "cost", "task_gradients", "needs"),
+    facts=("equation", "source", "provenance", "reads", "scale", "cost", "task_gradients", "needs", "avoid"),
     given=("num_tasks", "tasks", "generator"),
 )
 create = functools.partial(_create, BALANCERS)

@@ -77,6 +77,11 @@ class GradDrop(JacobianBalancer):
     source = "Chen et al., Just Pick a Sign, NeurIPS 2020, arXiv:2010.06808"
     provenance = "paper (Algorithm 1, f the identity), on gradients of parameters as most released codes do"
     scale = "sum"
+    avoid = (
+        "Where memory is short, since all K gradients of the shared parameters are formed; or where runs are short, "
+        "since random draws decide the sign of every coordinate. In expectation it is the plain sum, so long "
+        "gradients dominate it."
+    )
 
     def __init__(
         self,
