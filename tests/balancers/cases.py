@@ -78,6 +78,13 @@ CASES = (
     Case("gls", "losses", claims={"permutation": True}, oracle="gls"),
     Case("dwa", "losses", variants=({"period": 1},), claims={"permutation": True, "sum_k": True}, oracle="dwa"),
     Case(
+        "famo",
+        "losses",
+        variants=({"update": "sgd"}, {"minimum": -1.0, "learning_rate": 0.5, "decay": 0.0}),
+        claims={"simplex": True, "permutation": True},
+        oracle="famo",
+    ),
+    Case(
         "mgda",
         "gram",
         variants=(

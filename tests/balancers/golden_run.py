@@ -3,6 +3,7 @@
 import torch
 
 from balancers.cases import CASES
+from counterpoint.balancers import LookAhead
 
 STEPS = 20
 
@@ -24,12 +25,20 @@ def curve(case):
         balancer.generator.manual_seed(11)
     optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.01, momentum=0.5)
     found = []
+
+    def losses_at(shift=0.0):
+        pairs = zip(factors, centers, strict=True)
+        return torch.stack([(f @ (x - c + shift)).square().sum() / 2 + 0.05 for f, c in pairs])
+
+    ahead = LookAhead(losses_at, lambda: losses_at(0.1), [x], optimizer)
     for step in range(STEPS):
-        losses = torch.stack([(f @ (x - c)).square().sum() / 2 + 0.05 for f, c in zip(factors, centers, strict=True)])
+        balancer.look_ahead(ahead)
+        losses = losses_at()
         found.append(losses.tolist())
         optimizer.zero_grad()
         balancer.backward(losses)
         optimizer.step()
+        balancer.after_step(losses_at().detach())
         if step % 5 == 4:
             balancer.end_epoch()
     return found

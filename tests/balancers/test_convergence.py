@@ -5,6 +5,7 @@ import torch
 
 from counterpoint.balancers import (
     DWA,
+    FAMO,
     GLS,
     IMTLG,
     MGDA,
@@ -21,6 +22,7 @@ from counterpoint.balancers import (
     GradDrop,
     GradOPS,
     GradVac,
+    LookAhead,
     NashMTL,
     PCGrad,
     Uncertainty,
@@ -40,11 +42,18 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
     groups = [{"params": [x]}, {"params": list(balancer.parameters()), "weight_decay": 0.0, "lr": own_rate}]
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
     visited = []
+
+    def losses():
+        return scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset
+
+    ahead = LookAhead(losses, losses, [x], optimizer)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
+        balancer.look_ahead(ahead)
         optimizer.zero_grad()
-        balancer.backward(scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset)
+        balancer.backward(losses())
         optimizer.step()
+        balancer.after_step(losses().detach())
         visited.append(x.detach().clone())
         if step % 20 == 19:
             balancer.end_epoch()
@@ -79,6 +88,8 @@ PARETO = [
     GLS(2),
     Uncertainty(2),
     DWA(2),
+    FAMO(2),
+    FAMO(2, update="sgd", minimum=-1.0),
 ]
 
 

@@ -1,6 +1,7 @@
 """Oracle values: the printed ones always, the whole file if COUNTERPOINT_ORACLES names its folder."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from counterpoint.balancers import (
     MGDA,
     RLW,
     UWSO,
+    FAMO,
     AlignedMTL,
     CAGrad,
     ConFIG,
@@ -34,6 +36,7 @@ from counterpoint.balancers import (
     UPGrad,
 )
 from counterpoint.balancers.dwa import dwa_weights
+from counterpoint.balancers.famo import famo_gradient
 from counterpoint.balancers.graddrop import graddrop_direction
 from counterpoint.balancers.gradvac import gradvac_weights
 from counterpoint.balancers.mgda import mgda_weights
@@ -189,6 +192,23 @@ def check_gls(case, jacobian):
     agree(balancer.objective(losses), case["expected"]["total"], case["tolerance_rel"])
     agree(weights, case["expected"]["effective_weights"], case["tolerance_rel"])
     agree(weights @ jacobian, case["expected"]["vector"], case["tolerance_rel"])
+
+
+def check_famo(case, jacobian):
+    options, inputs = case["hyperparameters"], case["inputs"]
+    balancer = FAMO(len(jacobian), minimum=options["min_losses"], learning_rate=0.025, decay=options["gamma"])
+    series = [torch.tensor(inputs[f"losses_t{t}"], dtype=torch.float64) for t in range(options["calls"] + 1)]
+    for step, (losses, after) in enumerate(itertools.pairwise(series), 1):
+        expected, tolerance = case["expected"][f"step{step}"], case["tolerance_rel"]
+        logits = balancer.logits.clone()
+        state = copy.deepcopy(balancer.state_dict())
+        agree(balancer.objective(losses), expected["surrogate_loss"], tolerance)
+        balancer.load_state_dict(state)
+        agree(balancer.weights(None, losses), expected["effective_loss_weights"], tolerance)
+        gradient = famo_gradient(losses + 1e-8, after + 1e-8, logits)
+        agree(gradient, expected["logit_gradient"], tolerance)
+        balancer.after_step(after)
+        agree(balancer.logits, expected["logits_after"], tolerance)
 
 
 def check_rlw(case, jacobian):

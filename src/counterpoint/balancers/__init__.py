@@ -17,6 +17,7 @@ from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
 from counterpoint.balancers.fairgrad import FairGrad as FairGrad
+from counterpoint.balancers.famo import FAMO as FAMO
 from counterpoint.balancers.fixed import Fixed as Fixed
 from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop

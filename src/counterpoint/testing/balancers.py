@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import balancers
-from counterpoint.balancers import Balancer
+from counterpoint.balancers import Balancer, LookAhead
 from counterpoint.linalg import gram
 
 Factory = Callable[[int], Balancer]
@@ -49,6 +49,25 @@ def call(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[in
         return balancer.combine(jacobian, losses, present=present)  # type: ignore[attr-defined]
     argument = gram(jacobian).to(jacobian.dtype) if jacobian.dtype == torch.float64 else gram(jacobian)
     return balancer.weights(argument, losses, present=present)  # type: ignore[attr-defined]
+
+
+def _serve(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[int, ...] | None = None) -> None:
+    """Do after a step what a training loop would: give the losses again, look ahead of the next step, end the epoch."""
+    positions = range(len(losses)) if present is None else present
+
+    def spread(values: Tensor) -> list[Tensor | None]:
+        by_task = dict(zip(positions, values, strict=True))
+        return [by_task.get(task) for task in range(balancer.num_tasks)]
+
+    balancer.after_step(spread(losses * torch.linspace(0.5, 1.1, len(losses)).to(losses)))
+    x = torch.zeros(jacobian.shape[1], dtype=jacobian.dtype, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+
+    def ahead() -> list[Tensor | None]:
+        return spread(jacobian @ x + x.square().sum() + losses)
+
+    balancer.look_ahead(LookAhead(ahead, ahead, [x], optimizer))
+    balancer.end_epoch()
 
 
 def _problem(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -134,7 +153,7 @@ def _state(factory: Factory, count: int) -> None:
     results = []
     for step in steps[:3]:
         results.append(call(first, *step))
-        first.end_epoch()
+        _serve(first, *step)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
@@ -146,7 +165,7 @@ def _state(factory: Factory, count: int) -> None:
     first.reset()
     for step, result in zip(steps, results, strict=False):
         _same(call(first, *step), result, "after reset() the results differ from those of a new object")
-        first.end_epoch()
+        _serve(first, *step)
 
 
 def _rebuilt(factory: Factory, count: int) -> None:
@@ -165,11 +184,12 @@ def _absent(factory: Factory, count: int) -> None:
         return
     balancer = factory(count)
     call(balancer, *_problem(count))
-    balancer.end_epoch()
+    _serve(balancer, *_problem(count))
     before = {name: value.clone() for name, value in balancer.named_buffers()}
     jacobian, losses = _problem(count, seed=1)
     present = tuple(range(1, count))
     found = call(balancer, jacobian[1:], losses[1:], present)
+    _serve(balancer, jacobian[1:], losses[1:], present)
     length = _COLUMNS if balancer.reads == "jacobian" else count - 1
     _expect(len(found) == length, f"with one task absent: expected length {length}, got {len(found)}")
     for name, value in balancer.named_buffers():
