@@ -85,6 +85,12 @@ CASES = (
         oracle="famo",
     ),
     Case(
+        "auto_lambda",
+        "losses",
+        variants=({"parametrization": "softmax"}, {"primary": [0], "initial": 0.5, "learning_rate": 0.2}),
+        claims={"permutation": True},
+    ),
+    Case(
         "mgda",
         "gram",
         variants=(

@@ -14,6 +14,7 @@ from counterpoint.balancers import (
     POMSI,
     RLW,
     AlignedMTL,
+    AutoLambda,
     CAGrad,
     ConFIG,
     DualProj,
@@ -89,6 +90,8 @@ PARETO = [
     Uncertainty(2),
     DWA(2),
     FAMO(2),
+    AutoLambda(2, learning_rate=1e-3, initial=0.5),
+    AutoLambda(2, parametrization="softmax"),
     FAMO(2, update="sgd", minimum=-1.0),
 ]
 

@@ -16,13 +16,13 @@ from balancers.cases import BY_KEY, CASES
 from balancers.comparison import agree
 from counterpoint.balancers import (
     DWA,
+    FAMO,
     GLS,
     IMTLG,
     IMTLL,
     MGDA,
     RLW,
     UWSO,
-    FAMO,
     AlignedMTL,
     CAGrad,
     ConFIG,

@@ -72,3 +72,16 @@ def test_famo_learns_in_the_loop(make, tmp_path, update):
     run(make, tmp_path, balancer, rate=0.1)
     assert balancer.count.tolist() == ([10, 10] if update == "adam" else [0, 0])
     assert float(balancer.logits.abs().min()) > 0
+
+
+def test_auto_lambda_learns_in_the_loop_and_looking_leaves_no_trace(make, tmp_path):
+    learning = balancers.AutoLambda(tasks=["a", "b"], learning_rate=0.05)
+    run(make, tmp_path / "learning", learning, rate=0.1)
+    assert learning.count.tolist() == [10, 10]
+    assert float((learning.learned - 0.1).abs().min()) > 0.01
+    still = balancers.AutoLambda(tasks=["a", "b"], learning_rate=1e-300)  # looks, and learns nothing
+    looked = run(make, tmp_path / "looked", still, rate=0.1)
+    weights = {"a": 0.1, "b": 0.1}
+    plain = run(make, tmp_path / "plain", balancers.Fixed(tasks=["a", "b"], task_weights=weights), rate=0.1)
+    for (name, mine), theirs in zip(looked.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name

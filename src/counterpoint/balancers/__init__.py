@@ -10,6 +10,7 @@ from counterpoint.balancers._base import LossBalancer as LossBalancer
 from counterpoint.balancers._create import create as _create
 from counterpoint.balancers._needs import LookAhead as LookAhead
 from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
+from counterpoint.balancers.auto_lambda import AutoLambda as AutoLambda
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
 from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG

@@ -18,7 +18,7 @@ _PATIENCE = 1_000  # steps without after_step() after which there is a warning
 
 
 def famo_weights(gaps: Float[Tensor, " K"], logits: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
-    """Return the weights of the losses: ``w_i = c z_i / D_i`` with ``z = softmax(logits)`` and c such that they sum to 1.
+    """Return weights that sum to 1: ``w_i = c z_i / D_i`` with ``z = softmax(logits)``.
 
     They are the derivative of ``c sum_i z_i ln D_i`` for a constant c.
 
@@ -70,11 +70,12 @@ class FAMO(LossBalancer):
     are. In a distributed run give ``after_step`` the mean of the losses over the processes.
 
     The update of the logits is Adam with coupled weight decay, as in the released code, or plain gradient descent, as
-    in the paper: ``xi <- xi - learning_rate (gradient + decay xi)``. Adam's first step is ``learning_rate`` long in each
-    coordinate, whatever the gradient is. Among the tasks of a step only, the weights sum to 1, and only their logits
-    move. The released code also bounds the gradient of the shared parameters by 1. That is no part of the method and not
-    done here; since FAMO sees no gradients, :class:`~counterpoint.balancers.Wrapped` cannot do it either: call
-    ``torch.nn.utils.clip_grad_norm_`` on the shared parameters after ``backward``.
+    in the paper: ``xi <- xi - learning_rate (gradient + decay xi)``. Adam's first step is ``learning_rate`` long in
+    each coordinate, whatever the gradient is. The weights of the tasks of a step sum to 1, and only their logits move.
+
+    The released code also bounds the gradient of the shared parameters by 1. That is no part of the method and not done
+    here; since FAMO sees no gradients, the ``max_norm`` of :class:`~counterpoint.balancers.Wrapped` cannot do it
+    either: call ``torch.nn.utils.clip_grad_norm_`` on the shared parameters after ``backward``.
 
     Args:
         num_tasks: Number of tasks K.
@@ -91,7 +92,7 @@ class FAMO(LossBalancer):
 
     key = "famo"
     equation = (
-        "L = c sum_i z_i ln(L_i - b_i),  z = softmax(xi),  xi moves against z_i (d_i - z.d),  d = fall of ln(L - b)"
+        "L = c sum_i z_i ln(L_i - b_i),  z = softmax(xi),  xi_i moves by -z_i (d_i - z.d),  d = fall of ln(L - b)"
     )
     source = "Liu, Feng, Stone, Liu, FAMO: Fast Adaptive Multitask Optimization, NeurIPS 2023, arXiv:2306.03792"
     provenance = "released code; update='sgd' is the paper's; absent tasks are our reading"
@@ -195,7 +196,8 @@ class FAMO(LossBalancer):
                 name = task if self._names is None else self._names[task]
                 bound = self._bounds[task]
                 raise OptionError(
-                    f"{self._owner}: the loss of task {str(name)!r} {verb} {bound + gap:g}, below its minimum {bound:g}, "
-                    "and this method takes the logarithm of the difference; build the balancer with a lower minimum="
+                    f"{self._owner}: the loss of task {str(name)!r} {verb} {bound + gap:g}, below its minimum "
+                    f"{bound:g}, and this method takes the logarithm of the "
+                    "difference; build the balancer with a lower minimum="
                 )
         return gaps
