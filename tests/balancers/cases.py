@@ -91,6 +91,13 @@ CASES = (
         claims={"permutation": True},
     ),
     Case(
+        "spmtl",
+        "losses",
+        variants=({"threshold": 0.8, "group_penalty": 0.0}, {"threshold": 2.0, "growth": 1.5, "shrinkage": 2.0}),
+        claims={"permutation": True},
+        oracle="spmtl_weights",
+    ),
+    Case(
         "mgda",
         "gram",
         variants=(

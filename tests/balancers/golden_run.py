@@ -6,6 +6,7 @@ from balancers.cases import CASES
 from counterpoint.balancers import LookAhead
 
 STEPS = 20
+SPREAD = torch.linspace(0.2, 1.8, 5, dtype=torch.float64)  # of the losses of single instances
 
 
 def loss_curves() -> dict[str, list[list[float]]]:
@@ -36,7 +37,7 @@ def curve(case):
         losses = losses_at()
         found.append(losses.tolist())
         optimizer.zero_grad()
-        balancer.backward(losses)
+        balancer.backward(losses if balancer.loss_form == "task" else list(losses[:, None] * SPREAD))
         optimizer.step()
         balancer.after_step(losses_at().detach())
         if step % 5 == 4:

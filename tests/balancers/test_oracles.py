@@ -43,6 +43,7 @@ from counterpoint.balancers.mgda import mgda_weights
 from counterpoint.balancers.pcgrad import pcgrad_weights
 from counterpoint.balancers.rlw import rlw_weights
 from counterpoint.linalg import gram, projected_rows
+from counterpoint.solvers.self_paced import self_paced_weights
 
 G = torch.tensor([[1.0, 0, 2, -1], [-2, 1, 0, 3], [0.5, -1, 1, 0]], dtype=torch.float64)
 A = G @ G.T
@@ -209,6 +210,13 @@ def check_famo(case, jacobian):
         agree(gradient, expected["logit_gradient"], tolerance)
         balancer.after_step(after)
         agree(balancer.logits, expected["logits_after"], tolerance)
+
+
+def check_spmtl_weights(case, jacobian):
+    options, tolerance = case["hyperparameters"], case["tolerance_rel"]
+    losses = torch.tensor(case["inputs"]["instance_losses_of_one_task"], dtype=torch.float64)
+    found = self_paced_weights(losses, threshold=options["lambda"], group_penalty=options["gamma"])
+    agree(found, case["expected"]["v"], tolerance)
 
 
 def check_rlw(case, jacobian):

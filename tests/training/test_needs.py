@@ -85,3 +85,13 @@ def test_auto_lambda_learns_in_the_loop_and_looking_leaves_no_trace(make, tmp_pa
     plain = run(make, tmp_path / "plain", balancers.Fixed(tasks=["a", "b"], task_weights=weights), rate=0.1)
     for (name, mine), theirs in zip(looked.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_losses_by_instance_are_given_to_a_balancer_that_reads_them(make, tmp_path):
+    made = make("spmtl", monitor_every=2)
+    before = [parameter.detach().clone() for parameter in made.model.parameters()]
+    with training.RunFolder(tmp_path, {}) as folder:
+        training.fit(made.model, made.data, made.balancer, made.optimizer, folder, made.options, fabric=made.fabric)
+    assert 0.5 < float(made.balancer.limit) / 1.1**3 < 2.0  # the median of cross entropies of three classes, near ln 3
+    assert float(made.balancer.penalty) == pytest.approx(0.1 / 1.1**3)
+    assert any(not torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))

@@ -34,6 +34,7 @@ from counterpoint.balancers.pcgrad import PCGrad as PCGrad
 from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
+from counterpoint.balancers.spmtl import SPMTL as SPMTL
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO
