@@ -64,7 +64,7 @@ def _call_by_instance(balancer: Balancer, losses: Tensor, present: tuple[int, ..
     given: list[Tensor | None] = [None] * balancer.num_tasks
     for task, loss in zip(range(balancer.num_tasks) if present is None else present, _by_instance(leaf), strict=True):
         given[task] = loss
-    scalars = [scalar for scalar in balancer.scalars(given) if scalar is not None]  # type: ignore[union-attr]
+    scalars = [scalar for scalar in balancer.scalars(given) if isinstance(scalar, Tensor)]
     weights = balancer.weights(None, torch.stack(scalars).detach(), present=present)  # type: ignore[attr-defined]
     return torch.autograd.grad(torch.stack(scalars) @ weights, leaf)[0]
 
