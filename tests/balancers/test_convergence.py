@@ -9,6 +9,7 @@ from counterpoint.balancers import (
     DTP,
     DBMTL,
     DWA,
+    FAMO,
     GLS,
     IMTLG,
     LDCMTL,
@@ -21,6 +22,7 @@ from counterpoint.balancers import (
     STCH,
     SAMGS,
     AlignedMTL,
+    AutoLambda,
     CAGrad,
     ConFIG,
     DualProj,
@@ -32,6 +34,7 @@ from counterpoint.balancers import (
     GradOPS,
     GradVac,
     MoCo,
+    LookAhead,
     NashMTL,
     PCGrad,
     ScaleInvariant,
@@ -56,12 +59,20 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
     groups = [{"params": [x]}, {"params": list(balancer.parameters()), "weight_decay": 0.0, "lr": own_rate}]
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
     visited = []
+
+    def losses():
+        return scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset
+
+    ahead = LookAhead(losses, losses, [x], optimizer)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
+        balancer.look_ahead(ahead)
         optimizer.zero_grad()
         batches = [scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset for _ in range(balancer.num_batches)]
         balancer.backward(batches[0], more=batches[1:])
+        balancer.backward(losses())
         optimizer.step()
+        balancer.after_step(losses().detach())
         visited.append(x.detach().clone())
         if step % 20 == 19:
             balancer.end_epoch()
@@ -116,6 +127,10 @@ PARETO = [
     MoCo(2, variant="libmtl"),
     SAMGS(2, gamma=1.0),
     ExcessMTL(2),
+    FAMO(2),
+    AutoLambda(2, learning_rate=1e-3, initial=0.5),
+    AutoLambda(2, parametrization="softmax"),
+    FAMO(2, update="sgd", minimum=-1.0),
 ]
 
 

@@ -11,6 +11,7 @@ from counterpoint.balancers._create import create as _create
 from counterpoint.balancers._create import stages as stages
 from counterpoint.balancers._needs import LookAhead as LookAhead
 from counterpoint.balancers.aligned_mtl import AlignedMTL as AlignedMTL
+from counterpoint.balancers.auto_lambda import AutoLambda as AutoLambda
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
 from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG
@@ -21,6 +22,7 @@ from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
 from counterpoint.balancers.excess_mtl import ExcessMTL as ExcessMTL
 from counterpoint.balancers.fairgrad import FairGrad as FairGrad
+from counterpoint.balancers.famo import FAMO as FAMO
 from counterpoint.balancers.fixed import Fixed as Fixed
 from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop
@@ -45,6 +47,7 @@ from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvari
 from counterpoint.balancers.stch import STCH as STCH
 from counterpoint.balancers.sam_gs import SAMGS as SAMGS
 from counterpoint.balancers.sdmgrad import SDMGrad as SDMGrad
+from counterpoint.balancers.spmtl import SPMTL as SPMTL
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO

@@ -67,6 +67,11 @@ class DBMTL(ColumnsBalancer):
     source = "Lin et al., Dual-Balancing for Multi-Task Learning, arXiv:2308.12029"
     provenance = "paper and LibMTL's code; the exponent 0.5 from memory; steps counted by task are ours"
     scale = "K times the longest mean gradient of log(L) at most; (1 - beta) of that at the first step"
+    avoid = (
+        "Where memory is short: with beta above 0 it keeps one average gradient per task. Losses near 0 get "
+        "very large gradients from the logarithm, and every task pulls as hard as the longest gradient, a "
+        "noisy one too."
+    )
     cost = "K backward passes, memory for K gradients and, unless beta = 0, for a state of K more (K x P)"
     nonnegative_losses = True
 

@@ -91,6 +91,10 @@ class ExcessMTL(ColumnsBalancer):
     source = "He et al., Robust Multi-Task Learning with Excess Risks, ICML 2024, arXiv:2402.02009"
     provenance = "released code, which differs from the paper in two factors; absent tasks are ours"
     scale = "weights sum to K"
+    avoid = (
+        "Where memory is short, since squared gradients of every task and coordinate are kept; or early in "
+        "training, since the weights grow with the first estimates of the excess risk for ever."
+    )
     cost = "K backward passes, memory for K gradients and for a state of K more (K x P)"
     task_gradients = "weighted"
 

@@ -90,6 +90,10 @@ class GradNorm(GramBalancer):
         "bound 0.001 on weights are ours"
     )
     scale = "weights sum to K"
+    avoid = (
+        "Where the direction matters: it makes gradients of the last shared layer comparable in length and "
+        "lets conflicts stand. A first loss that is an outlier sets the training rates for the whole run."
+    )
     cost = "K backward passes to the last shared layer, 1 through the rest"
     task_gradients = "weighted"
     nonnegative_losses = True

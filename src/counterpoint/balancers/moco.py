@@ -100,6 +100,10 @@ class MoCo(ColumnsBalancer):
     source = "Fernando et al., Mitigating Gradient Bias in Multi-objective Learning, ICLR 2023, arXiv:2210.12624"
     provenance = "paper for the update; step sizes and variant='libmtl' from LibMTL; absent tasks are ours"
     scale = "convex combination of tracked gradients, which start at 0"
+    avoid = (
+        "Where memory is short, since a tracked gradient of every task is kept; or where runs are short, "
+        "since the tracked gradients start at 0 and the weights move slowly."
+    )
     cost = "K backward passes, memory for K gradients and for a state of K more (K x P)"
 
     tracked: Tensor

@@ -57,6 +57,10 @@ class MoDo(CrossGramBalancer):
     source = "Chen et al., Three-Way Trade-Off in Multi-Objective Learning, NeurIPS 2023, arXiv:2305.20057"
     provenance = "paper (Algorithm 1); step size and regularizer as in LibMTL"
     scale = "convex combination: weights sum to 1"
+    avoid = (
+        "Where three batches a step are too dear. The weights move by a small step from equal ones, so short "
+        "runs are nearly those of equal weighting."
+    )
 
     task_weights: Tensor
 

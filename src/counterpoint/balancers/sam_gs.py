@@ -85,6 +85,10 @@ class SAMGS(ColumnsBalancer):
     source = "Borsani et al., Gradient Similarity Surgery in Multi-Task Deep Learning, 2025, arXiv:2506.06130"
     provenance = "released code; the paper's text by its abstract; zero gradients and absent tasks are ours"
     scale = "sum where lengths are made equal; of degree 2 in the gradients otherwise"
+    avoid = (
+        "Where the angle between gradients is the problem: it looks at lengths only. Its modulated update "
+        "grows with the square of the gradients, so bound its length or use an optimizer that normalizes."
+    )
     cost = "K backward passes, memory for K gradients and for a state of K more (K x P)"
 
     moment: Tensor

@@ -81,6 +81,10 @@ class SDMGrad(CrossGramBalancer):
     source = "Xiao, Ban, Ji, Direction-oriented Multi-objective Learning, NeurIPS 2023, arXiv:2305.18409"
     provenance = "paper (Algorithm 1); scale, step size and momentum of the inner steps as in LibMTL"
     scale = "convex combination: weights sum to 1"
+    avoid = (
+        "Where three batches a step are too dear, or where every step must lower every loss: for lambda above"
+        " 0 it stays near the mean gradient."
+    )
 
     task_weights: Tensor
 

@@ -239,7 +239,7 @@ class _Loop:
             replay = Replay(self.raw_model) if self.balancer.needs & {"losses_after_step", "look_ahead"} else None
             if "look_ahead" in self.balancer.needs:
                 self._look_ahead(replay, batch, others[0])
-            losses, output = forward(self.model, self.tasks, batch)
+            losses, output = forward(self.model, self.tasks, batch, self.balancer.loss_form)
             more = [forward(self.model, self.tasks, other)[0] for other in others[: self.balancer.num_batches - 1]]
             gram = None
             known = self.balancer.reports_gram and self.level != "features"
@@ -253,7 +253,7 @@ class _Loop:
             if "losses_after_step" in self.balancer.needs:
                 assert replay is not None
                 with replay(), torch.no_grad():
-                    self.balancer.after_step(forward(self.model, self.tasks, batch)[0])
+                    self.balancer.after_step(forward(self.model, self.tasks, batch, self.balancer.loss_form)[0])
         except NonFiniteError as error:
             where = f"epoch {self.epoch + 1}, step {self.step}"
             raise NonFiniteError(f"{where}: {error}", error.tasks) from error
@@ -273,7 +273,7 @@ class _Loop:
         def losses_of(given: Any) -> dict[str, Tensor | None]:
             assert replay is not None
             with replay():
-                return forward(self.model, self.tasks, given)[0]
+                return forward(self.model, self.tasks, given, self.balancer.loss_form)[0]
 
         parameters = [parameter for parameter in self.raw_model.parameters() if parameter.requires_grad]
         self.balancer.look_ahead(
