@@ -119,6 +119,8 @@ CASES = (
             {"initial": -2.0, "lam": 0.0},
         ),
         oracle="ldc_mtl",
+    ),
+    Case(
         "famo",
         "losses",
         variants=({"update": "sgd"}, {"minimum": -1.0, "learning_rate": 0.5, "decay": 0.0}),

@@ -15,8 +15,8 @@ from counterpoint.balancers.auto_lambda import AutoLambda as AutoLambda
 from counterpoint.balancers.cagrad import CAGrad as CAGrad
 from counterpoint.balancers.chain import Chain as Chain
 from counterpoint.balancers.con_fig import ConFIG as ConFIG
-from counterpoint.balancers.dtp import DTP as DTP
 from counterpoint.balancers.db_mtl import DBMTL as DBMTL
+from counterpoint.balancers.dtp import DTP as DTP
 from counterpoint.balancers.dual_proj import DualProj as DualProj
 from counterpoint.balancers.dwa import DWA as DWA
 from counterpoint.balancers.equal import Equal as Equal
@@ -43,11 +43,11 @@ from counterpoint.balancers.pcgrad import PCGrad as PCGrad
 from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
-from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
-from counterpoint.balancers.stch import STCH as STCH
 from counterpoint.balancers.sam_gs import SAMGS as SAMGS
+from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
 from counterpoint.balancers.sdmgrad import SDMGrad as SDMGrad
 from counterpoint.balancers.spmtl import SPMTL as SPMTL
+from counterpoint.balancers.stch import STCH as STCH
 from counterpoint.balancers.uncertainty import Uncertainty as Uncertainty
 from counterpoint.balancers.upgrad import UPGrad as UPGrad
 from counterpoint.balancers.uw_so import UWSO as UWSO
