@@ -19,6 +19,7 @@ HEADS = ("Args", "Returns", "Raises", "Example", "References")
 READS = {
     "losses": "the values of the losses",
     "gram": "the inner products of the task gradients (K x K), and the losses",
+    "cross_gram": "the inner products of the task gradients of one batch with those of another (K x K)",
     "jacobian": "the task gradients themselves (K x P), and the losses",
 }
 
@@ -146,6 +147,8 @@ def index() -> str:
     lines = [NOTE, "# Methods", "", "Every method, by what it reads. K is the number of tasks.", ""]
     for reads, meaning in READS.items():
         keys = [key for key in balancers.names() if balancers.describe(key).facts["reads"] == reads]
+        if not keys:
+            continue
         lines += [
             f"## `{reads}`: {meaning}",
             "",
@@ -171,6 +174,9 @@ def table() -> str:
 
 def generated() -> dict[Path, str]:
     """Return all that is generated, by file."""
+    silent = [key for key in balancers.names() if "avoid" not in balancers.describe(key).facts]
+    if silent:
+        sys.exit(f"say on the class, as avoid, when not to use: {', '.join(silent)}")
     start, rest = README.read_text().split(BEGIN)
     found = {README: start + BEGIN + table() + END + rest.split(END, 1)[1], PAGES / "index.md": index()}
     return found | {PAGES / f"{key}.md": page(key) for key in balancers.names()}
