@@ -70,13 +70,16 @@ def _solvers(size: str) -> Callable[[dict], Iterator[tuple[str, float]]]:
 
 
 BARS = (
-    Bar("methods that read losses, over the summed backward pass", 1.05, _steps("losses", "summed")),
+    Bar("methods that read losses, over the summed backward pass", 1.03, _steps("losses", "summed")),
     Bar(
-        "the same with a second forward pass, over summed and forward", 1.05, _steps("losses again", "summed + forward")
+        "the same with a second forward pass, over summed and forward", 1.03, _steps("losses again", "summed + forward")
     ),
-    Bar("`level=features`, over feat1", 1.10, _steps("features", "feat1")),
-    Bar("Gram methods, over seqK: MLP, K of 16 and more", 0.6, _steps("gram", "seqK", within="MLP", tasks=16)),
-    Bar("Gram methods, over seqK: ResNet-18", 0.9, _steps("gram", "seqK", within="ResNet")),
+    Bar("`level=features`, over the summed backward pass", 1.10, _steps("features", "summed")),
+    Bar("Gram methods, over seqK: MLP, K=3", 0.9, _steps("gram", "seqK", within="MLP 5x512 K=3")),
+    Bar("Gram methods, over seqK: MLP, K=16", 0.55, _steps("gram", "seqK", within="MLP 5x512 K=16")),
+    Bar("Gram methods, over seqK: MLP, K=40", 0.5, _steps("gram", "seqK", within="MLP 5x512 K=40")),
+    Bar("Gram methods, over seqK: ResNet-18", 0.95, _steps("gram", "seqK", within="ResNet")),
+    Bar("Gram methods, over seqK: encoder, K=8", 1.03, _steps("gram", "seqK", within="encoder")),
     Bar("Gram methods, over seqK + gram: all cases", 1.05, _steps("gram", "seqK + gram")),
     Bar("Gram methods, over the same method of torchjd: MLP K=16", 1 / 2, _over_torchjd("MLP 5x512 K=16")),
     Bar("Gram methods, over the same method of torchjd: ResNet-18", 1 / 1.4, _over_torchjd("ResNet")),

@@ -45,8 +45,25 @@ def records(path):
 
 @pytest.mark.parametrize(
     "balancer",
-    ["equal", "uncertainty", "dwa", "gradvac", "pomsi", "graddrop", "rlw", "gradnorm", "famo", "auto_lambda", "spmtl"]
-    + ["db_mtl", "moco", "sam_gs", "excess_mtl", "sdmgrad", "modo"],
+    [
+        "equal",
+        "uncertainty",
+        "dwa",
+        "gradvac",
+        "pomsi",
+        "graddrop",
+        "rlw",
+        "gradnorm",
+        "famo",
+        "auto_lambda",
+        "spmtl",
+        "db_mtl",
+        "moco",
+        "sam_gs",
+        "excess_mtl",
+        "sdmgrad",
+        "modo",
+    ],
 )
 def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
     options = {"epochs": 5, "monitor_every": 3, "schedule": {"step_size": 2, "gamma": 0.3}, "optimizer": "Adam"}
