@@ -196,7 +196,7 @@ def _heads(
         seed = [torch.full_like(loss, scale)]
         leaves = [*direct, *own]
         near = [leaf for leaf in leaves if leaf not in scope.below]
-        with _cut(features):
+        with cut(feature_edges(features)):
             found = differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
         # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
         far = [leaf for leaf in leaves if leaf in scope.below]
@@ -212,11 +212,11 @@ def _heads(
 
 
 @contextlib.contextmanager
-def _cut(features: Sequence[Tensor]) -> Iterator[None]:
-    """Stop backward passes at the features, so that one feature's gradient has no part that comes through another."""
+def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
+    """Stop backward passes at edges, so that the gradient of one has no part that comes through another."""
     outputs: dict[Node, set[int]] = {}
-    for node, number in feature_edges(features):
-        outputs.setdefault(node, set()).add(number)
+    for edge in edges:
+        outputs.setdefault(edge[0], set()).add(edge[1])
 
     def stop(numbers: set[int]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
         return lambda gradients: tuple(None if nr in numbers else g for nr, g in enumerate(gradients))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, split_row, unscaled
+from counterpoint.gradients.jacobian import Workspace, split_row, unscaled
 from counterpoint.gradients.layers import Layer, find_layers
-from counterpoint.gradients.scope import Scope, find_scope, loss_edge
+from counterpoint.gradients.passes import run_passes
+from counterpoint.gradients.scope import Scope, Walk, find_scope
 from counterpoint.gradients.write import accumulate
 
 _SMALL, _LARGE = 1e-24, 1e36  # squared lengths between which products in float32 neither underflow nor overflow
@@ -122,45 +123,24 @@ def layer_gradients(
     Returns:
         The gradients, or ``None`` if there is no layer that pays: form all of them then.
     """
-    scope = find_scope(losses, shared=shared, features=features)
-    found = find_layers(scope.shared, scope.nodes, scope.parents)
-    layers = [layer for layer in found if always or layer.pays(len(losses))]
+    walk = Walk()
+    scope = find_scope(losses, shared=shared, features=features, walk=walk)
+    known = find_layers(scope.shared, walk)
+    layers = [layer for layer in known if always or layer.pays(len(losses))]
     if not layers:
         return None
     taken = {leaf for layer in layers for leaf in layer.leaves}
     rest = [leaf for leaf in scope.shared if leaf not in taken]
-    rows = empty_rows(len(losses), rest, workspace)
-    outputs: list[list[Tensor | None]] = []
-    private: list[list[Tensor | None]] = []
-    for task, (loss, own) in enumerate(zip(losses, scope.private, strict=True)):
-        inputs = [*(layer.edge for layer in layers), *rest, *own]
-        gradients = differentiate(
-            [loss_edge(loss)],
-            inputs,
-            [torch.full_like(loss, scale)],
-            retain_graph=retain_graph or task < len(losses) - 1,
-        )
-        outputs.append(list(gradients[: len(layers)]))
-        fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
-        mine = gradients[len(layers) + len(rest) :]
-        private.append([None if gradient is None else unscaled(gradient, scale) for gradient in mine])
-    stacked = [_stack([row[position] for row in outputs]) for position in range(len(layers))]
-    reached = [position for position, tensor in enumerate(stacked) if tensor is not None]
+    found = run_passes(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
+    reached = [(layer, outputs) for layer, outputs in zip(layers, found.outputs, strict=True) if outputs is not None]
     return LayerGradients(
         scope,
-        private,
+        found.private,
         len(losses),
-        [layers[position] for position in reached],
-        [tensor for tensor in stacked if tensor is not None],
+        [layer for layer, _ in reached],
+        [outputs for _, outputs in reached],
         rest,
-        rows,
+        found.rows,
         scale,
     )
 
-
-def _stack(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack the output gradients of all tasks, with zeros for a task that does not reach the layer."""
-    like = next((gradient for gradient in gradients if gradient is not None), None)
-    if like is None:
-        return None
-    return torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in gradients])

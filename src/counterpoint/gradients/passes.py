@@ -1,0 +1,163 @@
+"""The backward passes of all tasks down to given places: one after another, or through small trunks all at once."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from counterpoint.gradients.jacobian import Workspace, cut, differentiate, empty_rows, fill_row, unscaled
+from counterpoint.gradients.layers import Layer
+from counterpoint.gradients.scope import Scope, Walk, loss_edge
+
+# with more rows than this the products of one task fill the processor, and there is nothing to gain
+_FEW_ROWS = 128
+# operations whose derivatives treat a further dimension in front correctly and as fast as a loop over it
+_BATCHABLE = frozenset(
+    f"{name}Backward0"
+    for name in (
+        *("Add", "Addmm", "Cat", "Div", "Elu", "Expand", "Gelu", "Hardtanh", "LeakyRelu", "Mm", "Mul", "NativeDropout"),
+        *("NativeLayerNorm", "Neg", "Permute", "Relu", "ReshapeAlias", "Sigmoid", "Silu", "Softplus", "Sub", "T"),
+        *("Tanh", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+    )
+)
+
+
+@dataclasses.dataclass
+class Passes:
+    """What the backward passes of all tasks brought.
+
+    Attributes:
+        outputs: For each layer the output gradients of all tasks, (K, *output shape); ``None`` if none reaches it.
+        rows: The gradients of the other shared leaves, (K, R).
+        private: For each task its gradient of its own leaves, divided by the loss scale; ``None`` where it is zero.
+    """
+
+    outputs: list[Tensor | None]
+    rows: Tensor
+    private: list[list[Tensor | None]]
+
+
+def run_passes(
+    losses: Sequence[Tensor],
+    scope: Scope,
+    walk: Walk,
+    layers: Sequence[Layer],
+    rest: Sequence[Tensor],
+    *,
+    scale: float,
+    retain_graph: bool,
+    workspace: Workspace | None,
+) -> Passes:
+    """Differentiate each loss once, down to the outputs of the layers, the other shared leaves and its own leaves.
+
+    Args:
+        losses: One scalar per task, each with a graph.
+        scope: Their leaves.
+        walk: What the walk that found them saw.
+        layers: Layers whose output gradients are wanted.
+        rest: The shared leaves of no layer.
+        scale: Each loss is multiplied by this; outputs and rows still have it in them.
+        retain_graph: Keep the graph for another backward pass.
+        workspace: Where the rows are kept.
+    """
+    if _is_batchable(scope, walk, layers, rest):
+        edges = find_frontier(losses, walk)
+        return _through_frontier(losses, scope, layers, rest, edges, scale=scale, workspace=workspace)
+    rows = empty_rows(len(losses), rest, workspace)
+    outputs: list[list[Tensor | None]] = []
+    private: list[list[Tensor | None]] = []
+    for task, (loss, own) in enumerate(zip(losses, scope.private, strict=True)):
+        gradients = differentiate(
+            [loss_edge(loss)],
+            [*(layer.edge for layer in layers), *rest, *own],
+            [torch.full_like(loss, scale)],
+            retain_graph=retain_graph or task < len(losses) - 1,
+        )
+        outputs.append(list(gradients[: len(layers)]))
+        fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
+        private.append(_unscaled(gradients[len(layers) + len(rest) :], scale))
+    return Passes([_stack(found) for found in zip(*outputs, strict=True)], rows, private)
+
+
+def _unscaled(gradients: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
+    return [None if gradient is None else unscaled(gradient, scale) for gradient in gradients]
+
+
+def _stack(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack the gradients of all tasks, with zeros for a task that has none; ``None`` if no task has one."""
+    like = next((gradient for gradient in gradients if gradient is not None), None)
+    if like is None:
+        return None
+    return torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in gradients])
+
+
+def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Sequence[Tensor]) -> bool:
+    """Return whether one pass for all tasks is possible below the heads and pays."""
+    if any(layer.num_rows() > _FEW_ROWS for layer in layers) or any(t._backward_hooks or t.is_complex() for t in rest):
+        return False
+    common = {node for node, mask in walk.masks.items() if mask & (mask - 1)}
+    balanced = set(scope.shared)
+    if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
+        return False  # else what a head's own pass finds is no row, and what is below is nobody's own
+    known = {*walk.leaves, *(layer.edge.node for layer in layers)}
+    return all(node in known or node.name() in _BATCHABLE for node in common)
+
+
+def find_frontier(losses: Sequence[Tensor], walk: Walk) -> list[GradientEdge]:
+    """Return where the heads begin: the edges from what one task reaches to what several do."""
+    masks = walk.masks
+    found: dict[tuple[Node, int], None] = {}
+    for edge in map(loss_edge, losses):
+        if masks[edge.node] & (masks[edge.node] - 1):
+            found[edge.node, edge.output_nr] = None
+    for node, mask in masks.items():
+        if mask & (mask - 1):
+            continue
+        for child, number in node.next_functions:
+            if child is not None and masks[child] & (masks[child] - 1):
+                found[child, number] = None
+    return [GradientEdge(node, number) for node, number in found]
+
+
+def _through_frontier(
+    losses: Sequence[Tensor],
+    scope: Scope,
+    layers: Sequence[Layer],
+    rest: Sequence[Tensor],
+    edges: Sequence[GradientEdge],
+    *,
+    scale: float,
+    workspace: Workspace | None,
+) -> Passes:
+    """Differentiate each head once, and everything below all of them in one pass, or in one a task if that fails."""
+    heads: list[Sequence[Tensor | None]] = []
+    private: list[list[Tensor | None]] = []
+    with cut(edges if len(edges) > 1 else ()):
+        for loss, own in zip(losses, scope.private, strict=True):
+            seed = [torch.full_like(loss, scale)]
+            gradients = differentiate([loss_edge(loss)], [*edges, *own], seed, retain_graph=True)
+            heads.append(gradients[: len(edges)])
+            private.append(_unscaled(gradients[len(edges) :], scale))
+    stacked = [(edge, _stack(found)) for edge, found in zip(edges, zip(*heads, strict=True), strict=True)]
+    reached = [(edge, seeds) for edge, seeds in stacked if seeds is not None]
+    inputs = [*(layer.edge for layer in layers), *rest]
+    found = _below([edge for edge, _ in reached], [seeds for _, seeds in reached], inputs) if reached else []
+    rows = empty_rows(len(losses), rest, workspace)
+    for task, row in enumerate(rows):
+        fill_row(row, [None if g is None else g[task] for g in found[len(layers) :]], rest)
+    return Passes(list(found[: len(layers)]), rows, private)
+
+
+def _below(
+    edges: Sequence[GradientEdge], seeds: Sequence[Tensor], inputs: Sequence[GradientEdge | Tensor]
+) -> Sequence[Tensor | None]:
+    """Differentiate the edges for all tasks and return stacked gradients; the graph is kept."""
+    try:
+        return torch.autograd.grad(
+            edges, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, TypeError):  # a hook that looks at the values of a gradient, for example
+        alone = [differentiate(edges, inputs, seed, retain_graph=True) for seed in zip(*seeds, strict=True)]
+        return [_stack(found) for found in zip(*alone, strict=True)]
