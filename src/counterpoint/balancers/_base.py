@@ -73,7 +73,7 @@ class LossBalancer(Balancer):
             if not gradients.all_finite([weights, *own]):
                 bad = [position for position, weight in enumerate(weights) if not gradients.all_finite([weight])]
                 raise self._nonfinite(step, bad, "weight")
-            scope = gradients.find_scope(step.losses)
+            leaves = gradients.find_leaves(step.losses)
         overflow = False
 
         def check(found: Sequence[Tensor]) -> None:
@@ -81,12 +81,11 @@ class LossBalancer(Balancer):
             self._average(found, call.group)
             overflow = not gradients.all_finite(found)
             if overflow and call.scaler is None:
-                private = enumerate(scope.private)
+                private = enumerate(gradients.find_scope(step.losses).private)
                 raise self._nonfinite(
                     step, [at for at, own in private if not gradients.all_finite([leaf.grad for leaf in own])]
                 )
 
-        leaves = dict.fromkeys([*scope.shared, *(leaf for private in scope.private for leaf in private)])
         seeds = [(weight * scale).to(loss) for weight, loss in zip(weights, step.losses, strict=True)]
         gradients.backward_into(step.losses, seeds, leaves, check)
         for parameter, gradient in zip(self.parameters(), own, strict=True):

@@ -7,6 +7,7 @@ from counterpoint.gradients.jacobian import task_gradients as task_gradients
 from counterpoint.gradients.products import LayerGradients as LayerGradients
 from counterpoint.gradients.products import layer_gradients as layer_gradients
 from counterpoint.gradients.scope import Scope as Scope
+from counterpoint.gradients.scope import find_leaves as find_leaves
 from counterpoint.gradients.scope import find_scope as find_scope
 from counterpoint.gradients.write import accumulate as accumulate
 from counterpoint.gradients.write import all_finite as all_finite
