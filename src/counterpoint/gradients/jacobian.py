@@ -191,21 +191,29 @@ def _heads(
         GraphError: If no loss depends on the features.
     """
     heads, bypass, private = [], [], []
-    used = False
-    for loss, own in zip(losses, scope.private, strict=True):
-        seed = [torch.full_like(loss, scale)]
-        leaves = [*direct, *own]
-        near = [leaf for leaf in leaves if leaf not in scope.below]
-        with cut(feature_edges(features)):
-            found = differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
-        # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
-        far = [leaf for leaf in leaves if leaf in scope.below]
-        whole = differentiate([loss_edge(loss)], far, seed, retain_graph=True)
-        by_leaf = dict(zip([*near, *far], [*found[len(features) :], *whole], strict=True))
-        used = used or any(gradient is not None for gradient in found[: len(features)])
-        heads.append(_dense(found[: len(features)], features))
-        bypass.append([unscaled(g, scale) for g in _dense([by_leaf[leaf] for leaf in direct], direct)])
-        private.append([None if g is None else unscaled(g, scale) for g in map(by_leaf.get, own)])
+    edges = [loss_edge(loss) for loss in losses]
+    seeds = [torch.full_like(loss, scale) for loss in losses]
+    leaves = [[*direct, *own] for own in scope.private]
+    near = [[leaf for leaf in own if leaf not in scope.below] for own in leaves]
+    # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
+    far = [[leaf for leaf in own if leaf in scope.below] for own in leaves]
+    with cut(feature_edges(features)):
+        found = [
+            differentiate([edge], [*features, *own], [seed], retain_graph=True)
+            for edge, own, seed in zip(edges, near, seeds, strict=True)
+        ]
+    for task, (edge, seed) in enumerate(zip(edges, seeds, strict=True)):
+        whole = differentiate([edge], far[task], [seed], retain_graph=True)
+        heads.append(_dense(found[task][: len(features)], features))
+        both = [*found[task][len(features) :], *whole]
+        if scale != 1.0:
+            both = [None if gradient is None else unscaled(gradient, scale) for gradient in both]
+        if far[task]:
+            at = {id(leaf): position for position, leaf in enumerate([*near[task], *far[task]])}
+            both = [both[at[id(leaf)]] for leaf in leaves[task]]
+        bypass.append(_dense(both[: len(direct)], direct))
+        private.append(both[len(direct) :])
+    used = any(gradient is not None for row in found for gradient in row[: len(features)])
     if not used:
         raise GraphError("features: no loss depends on the features; pass the tensors that the heads were given")
     return heads, bypass, private
