@@ -122,7 +122,8 @@ class TaskGradients:
         seeds = split_row(direction, self._features)
         # in the order of the scope, which is that of the graph and so the same in every process; a set has none
         through = [leaf for leaf in self.scope.shared if leaf in self.scope.through]
-        backward_into(self._features, seeds, through, check)
+        with unhooked(self._features):
+            backward_into(self._features, seeds, through, check)
         for position, leaf in enumerate(past):
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
@@ -172,7 +173,8 @@ def task_gradients(
     jacobian = empty_rows(len(losses), ordered.shared, workspace)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
-        found = differentiate(features, through, head, retain_graph=retain_graph or not last)
+        with unhooked(features):
+            found = differentiate(features, through, head, retain_graph=retain_graph or not last)
         # the trunk's part still has the loss scale in it
         fill_row(row, [*bypass[task], *(None if g is None else unscaled(g, scale) for g in found)], ordered.shared)
     return TaskGradients(jacobian, ordered, private, passes + len(losses))
@@ -235,6 +237,19 @@ def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def unhooked(features: Sequence[Tensor]) -> Iterator[None]:
+    """Switch off the hooks of the features: they have changed their gradients already, when the heads sent them."""
+    kept = [(hooks, dict(hooks)) for hooks in (feature._backward_hooks for feature in features) if hooks]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, old in kept:
+            hooks.update(old)
 
 
 def _distinct(features: Sequence[Tensor]) -> list[Tensor]:

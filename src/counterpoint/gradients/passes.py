@@ -1,7 +1,8 @@
 """The backward passes of all tasks down to given places: one after another, or through small trunks all at once."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +12,15 @@ from counterpoint.gradients.jacobian import Workspace, cut, differentiate, empty
 from counterpoint.gradients.layers import Layer
 from counterpoint.gradients.scope import Scope, Walk, loss_edge
 
+Edge = tuple[Node, int]
 # with more rows than this the products of one task fill the processor, and there is nothing to gain
 _FEW_ROWS = 128
 # operations whose derivatives treat a further dimension in front correctly and as fast as a loop over it
 _BATCHABLE = frozenset(
     f"{name}Backward0"
     for name in (
-        *("Add", "Addmm", "Cat", "Div", "Elu", "Expand", "Gelu", "Hardtanh", "LeakyRelu", "Mm", "Mul", "NativeDropout"),
-        *("NativeLayerNorm", "Neg", "Permute", "Relu", "ReshapeAlias", "Sigmoid", "Silu", "Softplus", "Sub", "T"),
+        *("Add", "Addmm", "Cat", "Clone", "Div", "Elu", "Expand", "Gelu", "Hardtanh", "LeakyRelu", "Mm", "Mul"),
+        *("NativeLayerNorm", "Neg", "Permute", "Relu", "Sigmoid", "Silu", "Softplus", "Sub", "T"),
         *("Tanh", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
     )
 )
@@ -63,8 +65,9 @@ def run_passes(
         workspace: Where the rows are kept.
     """
     if _is_batchable(scope, walk, layers, rest):
-        edges = find_frontier(losses, walk)
-        return _through_frontier(losses, scope, layers, rest, edges, scale=scale, workspace=workspace)
+        return _through_frontier(
+            losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace
+        )
     rows = empty_rows(len(losses), rest, workspace)
     outputs: list[list[Tensor | None]] = []
     private: list[list[Tensor | None]] = []
@@ -105,45 +108,80 @@ def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Seque
     return all(node in known or node.name() in _BATCHABLE for node in common)
 
 
-def find_frontier(losses: Sequence[Tensor], walk: Walk) -> list[GradientEdge]:
-    """Return where the heads begin: the edges from what one task reaches to what several do."""
-    masks = walk.masks
-    found: dict[tuple[Node, int], None] = {}
-    for edge in map(loss_edge, losses):
-        if masks[edge.node] & (masks[edge.node] - 1):
-            found[edge.node, edge.output_nr] = None
-    for node, mask in masks.items():
+def _frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None], dict[Node, list[tuple[int, Edge]]]]:
+    """Return where the heads begin, and the last nodes of the heads: which of their edges lead there.
+
+    The heads begin at the edges from what one task reaches to what several do.
+    """
+    edges: dict[Edge, None] = {}
+    lasts: dict[Node, list[tuple[int, Edge]]] = {}
+    for root in map(loss_edge, losses):
+        if walk.masks[root.node] & (walk.masks[root.node] - 1):
+            edges[root.node, root.output_nr] = None
+    for node, mask in walk.masks.items():
         if mask & (mask - 1):
             continue
-        for child, number in node.next_functions:
-            if child is not None and masks[child] & (masks[child] - 1):
-                found[child, number] = None
-    return [GradientEdge(node, number) for node, number in found]
+        for slot, (child, number) in enumerate(node.next_functions):
+            if child is not None and walk.masks[child] & (walk.masks[child] - 1):
+                edges[child, number] = None
+                lasts.setdefault(node, []).append((slot, (child, number)))
+    return edges, lasts
+
+
+@contextlib.contextmanager
+def _arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[Edge, Tensor]]:
+    """Keep what backward passes send along edges, before any hook on a tensor there has changed it."""
+    arrived: dict[Edge, Tensor] = {}
+
+    def keep(slots: Sequence[tuple[int, Edge]]) -> Callable[..., None]:
+        def hook(sent: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> None:
+            for slot, edge in slots:
+                gradient = sent[slot]
+                if gradient is not None:
+                    arrived[edge] = arrived[edge] + gradient if edge in arrived else gradient
+
+        return hook
+
+    handles = [node.register_hook(keep(slots)) for node, slots in lasts.items()]
+    try:
+        yield arrived
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _through_frontier(
     losses: Sequence[Tensor],
     scope: Scope,
+    walk: Walk,
     layers: Sequence[Layer],
     rest: Sequence[Tensor],
-    edges: Sequence[GradientEdge],
     *,
     scale: float,
+    retain_graph: bool,
     workspace: Workspace | None,
 ) -> Passes:
-    """Differentiate each head once, and everything below all of them in one pass, or in one a task if that fails."""
-    heads: list[Sequence[Tensor | None]] = []
+    """Differentiate each head once, and everything below all of them in one pass, or in one a task if that fails.
+
+    What lies below keeps its graph, as the pass for all tasks may have to be given up halfway; it is small.
+    """
+    edges, lasts = _frontier(losses, walk)
+    retain_graph = retain_graph or len(edges) > 1  # a cut pass still touches what is below the upper ends
+    heads: list[list[Tensor | None]] = []
     private: list[list[Tensor | None]] = []
-    with cut(edges if len(edges) > 1 else ()):
+    targets = [GradientEdge(*edge) for edge in edges]
+    with _arrivals(lasts) as arrived, cut(edges if len(edges) > 1 else ()):
         for loss, own in zip(losses, scope.private, strict=True):
-            seed = [torch.full_like(loss, scale)]
-            gradients = differentiate([loss_edge(loss)], [*edges, *own], seed, retain_graph=True)
-            heads.append(gradients[: len(edges)])
+            arrived.clear()
+            root, seed = loss_edge(loss), torch.full_like(loss, scale)
+            gradients = differentiate([root], [*targets, *own], [seed], retain_graph=retain_graph)
+            if (root.node, root.output_nr) in edges:
+                arrived[root.node, root.output_nr] = seed
+            heads.append([arrived.get(edge) for edge in edges])
             private.append(_unscaled(gradients[len(edges) :], scale))
-    stacked = [(edge, _stack(found)) for edge, found in zip(edges, zip(*heads, strict=True), strict=True)]
-    reached = [(edge, seeds) for edge, seeds in stacked if seeds is not None]
-    inputs = [*(layer.edge for layer in layers), *rest]
-    found = _below([edge for edge, _ in reached], [seeds for _, seeds in reached], inputs) if reached else []
+    stacked = [_stack(found) for found in zip(*heads, strict=True)]
+    reached = [(target, seeds) for target, seeds in zip(targets, stacked, strict=True) if seeds is not None]
+    found = _below(reached, [*(layer.edge for layer in layers), *rest])
     rows = empty_rows(len(losses), rest, workspace)
     for task, row in enumerate(rows):
         fill_row(row, [None if g is None else g[task] for g in found[len(layers) :]], rest)
@@ -151,13 +189,19 @@ def _through_frontier(
 
 
 def _below(
-    edges: Sequence[GradientEdge], seeds: Sequence[Tensor], inputs: Sequence[GradientEdge | Tensor]
+    reached: Sequence[tuple[GradientEdge, Tensor]], inputs: Sequence[GradientEdge | Tensor]
 ) -> Sequence[Tensor | None]:
-    """Differentiate the edges for all tasks and return stacked gradients; the graph is kept."""
+    """Differentiate edges with their gradients of all tasks, (K, ...), and return stacked gradients."""
+    edges, seeds = [edge for edge, _ in reached], [gradients for _, gradients in reached]
     try:
         return torch.autograd.grad(
-            edges, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )  # type: ignore[arg-type]
+            edges,
+            inputs,  # type: ignore[arg-type]
+            seeds,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
     except (RuntimeError, ValueError, TypeError):  # a hook that looks at the values of a gradient, for example
         alone = [differentiate(edges, inputs, seed, retain_graph=True) for seed in zip(*seeds, strict=True)]
         return [_stack(found) for found in zip(*alone, strict=True)]

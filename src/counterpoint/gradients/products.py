@@ -143,4 +143,3 @@ def layer_gradients(
         found.rows,
         scale,
     )
-
