@@ -156,17 +156,23 @@ def small_net(rows=5):
 
 
 @pytest.mark.parametrize("hook", [lambda g: g * (2.0 if float(g.abs().sum()) > 0 else 0.0), lambda g: g.clamp(min=0)])
-def test_a_hook_inside_counts_whether_or_not_a_batch_can_pass_it(hook):
+def test_a_hook_inside_counts_whether_or_not_a_batch_can_pass_it(hook, monkeypatch):
     """The first looks at the numbers, so no batch can pass it; the second works on a batch. Each acts once."""
     trunk, heads, x = small_net()
-    hidden = trunk[:2](x)
-    z = trunk[2:](hidden)
-    for tensor in (hidden, z):
+    first = trunk[0](x)
+    hidden = trunk[1](first)
+    second = trunk[2](hidden)
+    z = trunk[3](second)
+    for tensor in (first, hidden, second, z):
         tensor.register_hook(hook)
     losses = [(head(z) - 1).square().mean() for head in heads]
     found = layer_gradients(losses, always=True, retain_graph=True)
     assert found is not None
-    jacobian = task_gradients(losses, retain_graph=True).jacobian
+    jacobian = task_gradients(losses, shared=found.leaves, retain_graph=True).jacobian
+    monkeypatch.setattr(passes, "_is_batchable", lambda *args: False)
+    alone = layer_gradients(losses, always=True, retain_graph=True)
+    assert alone is not None
+    torch.testing.assert_close(alone.gram(), jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found.gram(), jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)
     with_features = task_gradients(losses, features=[z], retain_graph=True).jacobian
     torch.testing.assert_close(with_features @ with_features.T, jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)

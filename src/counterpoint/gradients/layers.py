@@ -21,6 +21,7 @@ from counterpoint.gradients.scope import Walk
 Parents = Mapping[Node, Collection[Node]]
 _PASSING = ("TBackward0", "ToCopyBackward0")  # between a weight and the operation that uses it
 _ROW_TRAFFIC = 4.0  # an inner product of long rows waits for memory: its operations cost this many of a matrix product
+_PIECE = 128  # columns of the output gradients whose products are made at once where memory is short
 
 
 @dataclasses.dataclass
@@ -58,6 +59,10 @@ class Layer(ABC):
             outputs: Output gradients of the tasks, (K, *output shape).
             exact: Do all of it in float64.
         """
+
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        """Cut output gradients into parts whose inner products add up, so that :meth:`gram` needs little memory."""
+        return (outputs,)
 
     @abstractmethod
     def gradients(self, output: Tensor) -> list[Tensor]:
@@ -110,6 +115,9 @@ class _Linear(_Product):
 
     def split(self, outputs: Tensor) -> Tensor:
         return outputs[:, None]
+
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        return outputs.split(_PIECE, dim=-1)
 
     def size(self) -> tuple[int, int, int, int]:
         return 1, *self.x.shape, self.weight.numel() // max(self.x.shape[1], 1)  # type: ignore[return-value]

@@ -72,9 +72,10 @@ def run_passes(
     outputs: list[list[Tensor | None]] = []
     private: list[list[Tensor | None]] = []
     for task, (loss, own) in enumerate(zip(losses, scope.private, strict=True)):
-        gradients = differentiate(
+        gradients = differentiate_layers(
             [loss_edge(loss)],
-            [*(layer.edge for layer in layers), *rest, *own],
+            layers,
+            [*rest, *own],
             [torch.full_like(loss, scale)],
             retain_graph=retain_graph or task < len(losses) - 1,
         )
@@ -82,6 +83,39 @@ def run_passes(
         fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
         private.append(_unscaled(gradients[len(layers) + len(rest) :], scale))
     return Passes([_stack(found) for found in zip(*outputs, strict=True)], rows, private)
+
+
+def differentiate_layers(
+    edges: Sequence[GradientEdge],
+    layers: Sequence[Layer],
+    inputs: Sequence[Tensor | GradientEdge],
+    seeds: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+) -> list[Tensor | None]:
+    """Run one backward pass down to the outputs of layers and to other inputs; ``None`` for what is not reached.
+
+    Where a pass goes on below an edge, autograd tells the gradient that arrives there before the hooks on the tensor;
+    what the layer works with is known to its node.
+    """
+    seen: dict[Node, Tensor] = {}
+
+    def keep(node: Node) -> Callable[[Sequence[Tensor | None]], None]:
+        def hook(arriving: Sequence[Tensor | None]) -> None:
+            if arriving[0] is not None:
+                seen[node] = arriving[0]
+
+        return hook
+
+    nodes = [layer.edge.node for layer in layers]
+    handles = [node.register_prehook(keep(node)) for node in nodes]  # pyright: ignore[reportArgumentType]
+    try:
+        found = differentiate(edges, [*(layer.edge for layer in layers), *inputs], seeds, retain_graph=retain_graph)
+    finally:
+        for handle in handles:
+            handle.remove()
+    told = found[: len(layers)]
+    return [*(seen.get(node, other) for node, other in zip(nodes, told, strict=True)), *found[len(layers) :]]
 
 
 def _unscaled(gradients: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
@@ -108,7 +142,7 @@ def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Seque
     return all(node in known or node.name() in _BATCHABLE for node in common)
 
 
-def _frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None], dict[Node, list[tuple[int, Edge]]]]:
+def find_frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None], dict[Node, list[tuple[int, Edge]]]]:
     """Return where the heads begin, and the last nodes of the heads: which of their edges lead there.
 
     The heads begin at the edges from what one task reaches to what several do.
@@ -129,7 +163,7 @@ def _frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None], d
 
 
 @contextlib.contextmanager
-def _arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[Edge, Tensor]]:
+def arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[Edge, Tensor]]:
     """Keep what backward passes send along edges, before any hook on a tensor there has changed it."""
     arrived: dict[Edge, Tensor] = {}
 
@@ -150,6 +184,38 @@ def _arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict
             handle.remove()
 
 
+def differentiate_heads(
+    losses: Sequence[Tensor],
+    scope: Scope,
+    edges: Mapping[Edge, None],
+    lasts: Mapping[Node, Sequence[tuple[int, Edge]]],
+    *,
+    scale: float,
+    retain_graph: bool,
+) -> tuple[dict[Edge, Tensor], list[list[Tensor | None]]]:
+    """Differentiate each head once.
+
+    Returns:
+        The gradients of all tasks, (K, ...) times ``scale``, at each edge that some task reaches; and, for each task,
+        of its own leaves.
+    """
+    retain_graph = retain_graph or len(edges) > 1  # a cut pass still touches what is below the upper ends
+    heads: list[list[Tensor | None]] = []
+    private: list[list[Tensor | None]] = []
+    targets = [GradientEdge(*edge) for edge in edges]
+    with arrivals(lasts) as arrived, cut(edges if len(edges) > 1 else ()):
+        for loss, own in zip(losses, scope.private, strict=True):
+            arrived.clear()
+            root, seed = loss_edge(loss), torch.full_like(loss, scale)
+            gradients = differentiate([root], [*targets, *own], [seed], retain_graph=retain_graph)
+            if (root.node, root.output_nr) in edges:
+                arrived[root.node, root.output_nr] = seed
+            heads.append([arrived.get(edge) for edge in edges])
+            private.append(_unscaled(gradients[len(edges) :], scale))
+    stacked = map(_stack, zip(*heads, strict=True))
+    return {edge: found for edge, found in zip(edges, stacked, strict=True) if found is not None}, private
+
+
 def _through_frontier(
     losses: Sequence[Tensor],
     scope: Scope,
@@ -165,23 +231,10 @@ def _through_frontier(
 
     What lies below keeps its graph, as the pass for all tasks may have to be given up halfway; it is small.
     """
-    edges, lasts = _frontier(losses, walk)
-    retain_graph = retain_graph or len(edges) > 1  # a cut pass still touches what is below the upper ends
-    heads: list[list[Tensor | None]] = []
-    private: list[list[Tensor | None]] = []
-    targets = [GradientEdge(*edge) for edge in edges]
-    with _arrivals(lasts) as arrived, cut(edges if len(edges) > 1 else ()):
-        for loss, own in zip(losses, scope.private, strict=True):
-            arrived.clear()
-            root, seed = loss_edge(loss), torch.full_like(loss, scale)
-            gradients = differentiate([root], [*targets, *own], [seed], retain_graph=retain_graph)
-            if (root.node, root.output_nr) in edges:
-                arrived[root.node, root.output_nr] = seed
-            heads.append([arrived.get(edge) for edge in edges])
-            private.append(_unscaled(gradients[len(edges) :], scale))
-    stacked = [_stack(found) for found in zip(*heads, strict=True)]
-    reached = [(target, seeds) for target, seeds in zip(targets, stacked, strict=True) if seeds is not None]
-    found = _below(reached, [*(layer.edge for layer in layers), *rest])
+    edges, lasts = find_frontier(losses, walk)
+    heads, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=retain_graph)
+    reached = [(GradientEdge(*edge), gradients) for edge, gradients in heads.items()]
+    found = _below(reached, layers, rest)
     rows = empty_rows(len(losses), rest, workspace)
     for task, row in enumerate(rows):
         fill_row(row, [None if g is None else g[task] for g in found[len(layers) :]], rest)
@@ -189,19 +242,23 @@ def _through_frontier(
 
 
 def _below(
-    reached: Sequence[tuple[GradientEdge, Tensor]], inputs: Sequence[GradientEdge | Tensor]
+    reached: Sequence[tuple[GradientEdge, Tensor]], layers: Sequence[Layer], rest: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Differentiate edges with their gradients of all tasks, (K, ...), and return stacked gradients."""
     edges, seeds = [edge for edge, _ in reached], [gradients for _, gradients in reached]
+    reaches: list[bool] = []
+
+    def run(*gradients: Tensor) -> tuple[Tensor, ...]:
+        found = differentiate_layers(edges, layers, rest, gradients, retain_graph=True)
+        reaches[:] = [gradient is not None for gradient in found]
+        return tuple(gradient for gradient in found if gradient is not None)
+
     try:
-        return torch.autograd.grad(
-            edges,
-            inputs,  # type: ignore[arg-type]
-            seeds,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=True,
-        )
+        values = iter(torch.func.vmap(run)(*seeds))
+        return [next(values) if here else None for here in reaches]
     except (RuntimeError, ValueError, TypeError):  # a hook that looks at the values of a gradient, for example
-        alone = [differentiate(edges, inputs, seed, retain_graph=True) for seed in zip(*seeds, strict=True)]
+        alone = [
+            differentiate_layers(edges, layers, rest, list(seed), retain_graph=True)
+            for seed in zip(*seeds, strict=True)
+        ]
         return [_stack(found) for found in zip(*alone, strict=True)]

@@ -1,6 +1,7 @@
 """The Gram matrix of the task gradients without the gradients, where that is cheaper, and the update from its parts."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -17,26 +18,19 @@ _SMALL, _LARGE = 1e-24, 1e36  # squared lengths between which products in float3
 
 
 @dataclasses.dataclass
-class LayerGradients:
-    """The task gradients of one step, by layer: output gradients where that is enough, rows for everything else.
+class ByLeaf(ABC):
+    """The task gradients of one step, in a form that gives their Gram matrix and weighted sums of them by leaf.
 
     Attributes:
         scope: Which leaves are shared and which are not.
         private: For each task its gradient of ``scope.private``; ``None`` where it is zero.
         num_backward: Backward passes through the shared part; the products of the update are no pass of their own.
-        layers: Layers whose weight gradients are not formed.
-        outputs: For each of them the output gradients of all tasks, (K, *output shape), times ``scale``.
-        rest: The other shared leaves.
-        rows: Their gradients, (K, R), times ``scale``.
+        scale: Loss scale that is still in everything else that is kept.
     """
 
     scope: Scope
     private: list[list[Tensor | None]]
     num_backward: int
-    layers: list[Layer]
-    outputs: list[Tensor]
-    rest: list[Tensor]
-    rows: Tensor
     scale: float
 
     @property
@@ -44,34 +38,18 @@ class LayerGradients:
         """No leaf is reached past anything."""
         return []
 
-    def gram(self) -> Tensor:
-        """Return the inner products of the task gradients, (K, K) in float64."""
-        total = self._gram(exact=False)
-        squares = total.diagonal()
-        if not bool(((squares > _SMALL) & (squares < _LARGE)).all()):
-            total = self._gram(exact=True)
-        return total / self.scale / self.scale
-
-    def _gram(self, *, exact: bool) -> Tensor:
-        total = linalg.gram(self.rows).to(self.rows.device)
-        for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            total = total + layer.gram(outputs, exact=exact).to(total.device)
-        return total
-
-    def combine(self, weights: Tensor) -> list[Tensor]:
-        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
-        pieces: list[Tensor] = []
-        for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            dtype = torch.promote_types(torch.float32, outputs.dtype)
-            pieces += layer.gradients(torch.tensordot(weights.to(outputs.device, dtype), outputs.to(dtype), dims=1))
-        row = weights.to(self.rows) @ self.rows
-        pieces += split_row(row, self.rest)
-        return [unscaled(piece, self.scale) for piece in pieces]
-
     @property
+    @abstractmethod
     def leaves(self) -> list[Tensor]:
         """The shared leaves in the order of :meth:`combine`."""
-        return [leaf for layer in self.layers for leaf in layer.leaves] + self.rest
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """Return the inner products of the task gradients, (K, K) in float64."""
+
+    @abstractmethod
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
 
     def write(
         self,
@@ -97,6 +75,57 @@ class LayerGradients:
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
                     accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
+
+
+@dataclasses.dataclass
+class LayerGradients(ByLeaf):
+    """Output gradients of the layers where that is enough, rows for everything else.
+
+    Attributes:
+        layers: Layers whose weight gradients are not formed.
+        outputs: For each of them the output gradients of all tasks, (K, *output shape), times ``scale``.
+        rest: The other shared leaves.
+        rows: Their gradients, (K, R), times ``scale``.
+    """
+
+    layers: list[Layer]
+    outputs: list[Tensor]
+    rest: list[Tensor]
+    rows: Tensor
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the task gradients, (K, K) in float64."""
+        total = self._gram(exact=False)
+        if not in_range(total):
+            total = self._gram(exact=True)
+        return total / self.scale / self.scale
+
+    def _gram(self, *, exact: bool) -> Tensor:
+        total = linalg.gram(self.rows).to(self.rows.device)
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            total = total + layer.gram(outputs, exact=exact).to(total.device)
+        return total
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
+        pieces: list[Tensor] = []
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            dtype = torch.promote_types(torch.float32, outputs.dtype)
+            pieces += layer.gradients(torch.tensordot(weights.to(outputs.device, dtype), outputs.to(dtype), dims=1))
+        row = weights.to(self.rows) @ self.rows
+        pieces += split_row(row, self.rest)
+        return [unscaled(piece, self.scale) for piece in pieces]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The shared leaves in the order of :meth:`combine`."""
+        return [leaf for layer in self.layers for leaf in layer.leaves] + self.rest
+
+
+def in_range(products: Tensor) -> bool:
+    """Return whether squared lengths are such that products in float32 neither underflowed nor overflowed."""
+    squares = products.diagonal()
+    return bool(((squares > _SMALL) & (squares < _LARGE)).all())
 
 
 def layer_gradients(
@@ -137,9 +166,9 @@ def layer_gradients(
         scope,
         found.private,
         len(losses),
+        scale,
         [layer for layer, _ in reached],
         [outputs for _, outputs in reached],
         rest,
         found.rows,
-        scale,
     )

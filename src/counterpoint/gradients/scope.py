@@ -10,7 +10,7 @@ from counterpoint.errors import GraphError
 
 # nodes that hold a leaf, or pass a weight on to the operation that uses it
 _ACCUMULATE = frozenset({"torch::autograd::AccumulateGrad", "AccumulateGrad"})
-_CARRIERS = _ACCUMULATE | {"TBackward0", "ToCopyBackward0"}
+CARRIERS = _ACCUMULATE | {"TBackward0", "ToCopyBackward0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Walk:
         leaves: The leaf of each node that accumulates a gradient.
         parents: The nodes that use such a node, or one that only passes a weight on.
         masks: For each node, as bits, the losses that reach it; all of them below the features.
+        order: The nodes, each before all that it leads to.
     """
 
     leaves: dict[Node, Tensor] = dataclasses.field(default_factory=dict)
     parents: dict[Node, dict[Node, None]] = dataclasses.field(default_factory=dict)
     masks: dict[Node, int] = dataclasses.field(default_factory=dict)
+    order: list[Node] = dataclasses.field(default_factory=list)
 
 
 def find_scope(
@@ -74,6 +76,9 @@ def find_scope(
     trunk = Walk(walk.leaves, walk.parents)
     below = _reach([get_gradient_edge(feature) for feature in features], frozenset(), trunk)
     walk.masks.update(dict.fromkeys(trunk.masks, everyone))
+    walk.order[:] = (
+        [*(node for node in walk.order if node not in trunk.masks), *trunk.order] if features else walk.order
+    )
     masks = {**reach, **dict.fromkeys(below, everyone)}  # by node: the hash of a tensor is slow
     if shared is None:
         chosen = [node for node, mask in masks.items() if node in below or mask & (mask - 1)]
@@ -169,8 +174,9 @@ def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]], wal
             children[node] = found = [edge[0] for edge in edges if edge[0] is not None and edge not in stop]
             stack += [child for child in found if child not in children]
     reached: dict[Node, int] = {}
-    carriers = {node for node in finished if len(children[node]) < 2 and node.name() in _CARRIERS}
-    for node in reversed(finished):
+    carriers = {node for node in finished if len(children[node]) < 2 and node.name() in CARRIERS}
+    walk.order.extend(reversed(finished))
+    for node in walk.order:
         mask = masks[node]
         found = children[node]
         for child in found:
