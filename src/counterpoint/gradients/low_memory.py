@@ -6,6 +6,7 @@ neither K gradients nor the output gradients of all layers. The update is one mo
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -17,22 +18,21 @@ from counterpoint.gradients.jacobian import differentiate, empty_rows, fill_row,
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import Edge, arrivals, differentiate_heads, differentiate_layers, find_frontier
 from counterpoint.gradients.products import ByLeaf, in_range
-from counterpoint.gradients.scope import CARRIERS, Walk, find_scope
+from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
 
 
 @dataclasses.dataclass
 class LowMemoryGradients(ByLeaf):
-    """The Gram matrix of one step, and where the heads begin, for the backward pass of the weighted sum.
+    """The Gram matrix of one step, and the losses, for the backward pass of their weighted sum.
 
     Attributes:
         products: Inner products of the task gradients (K, K), times the square of ``scale``.
-        edges: Where the heads begin.
-        heads: For each of them the gradients of all tasks, (K, ...), times ``scale``.
+        losses: The losses, whose graph is still there.
+        retain_graph: Whether :meth:`combine` keeps it.
     """
 
     products: Tensor
-    edges: list[GradientEdge]
-    heads: list[Tensor]
+    losses: Sequence[Tensor]
     retain_graph: bool
 
     def gram(self) -> Tensor:
@@ -41,10 +41,12 @@ class LowMemoryGradients(ByLeaf):
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
-        seeds = [torch.tensordot(weights.to(heads.device, heads.dtype), heads, dims=1) for heads in self.heads]
-        found = differentiate(self.edges, self.leaves, seeds, retain_graph=self.retain_graph)
-        pairs = zip(found, self.leaves, strict=True)
-        return [torch.zeros_like(leaf) if piece is None else unscaled(piece, self.scale) for piece, leaf in pairs]
+        pairs = zip(weights.tolist(), self.losses, strict=True)
+        seeds = [torch.full_like(loss, weight * self.scale) for weight, loss in pairs]
+        edges = [loss_edge(loss) for loss in self.losses]
+        found = differentiate(edges, self.leaves, seeds, retain_graph=self.retain_graph)
+        pieces = zip(found, self.leaves, strict=True)
+        return [torch.zeros_like(leaf) if piece is None else unscaled(piece, self.scale) for piece, leaf in pieces]
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -68,7 +70,7 @@ class _Stretch:
     end: Edge | None
     layers: list[Layer]
     rest: list[Tensor]
-    lasts: dict[Node, list[tuple[int, Edge]]]
+    lasts: dict[Node, Sequence[tuple[int, Edge]]]
 
 
 def low_memory_gradients(
@@ -97,18 +99,16 @@ def low_memory_gradients(
     balanced = set(scope.shared)
     if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
         return None
-    layers = [layer for layer in find_layers(scope.shared, walk) if layer.pays(len(losses))]
+    layers = [layer for layer in find_layers(scope.shared, walk) if _width(layer.edge) <= layer.weight.numel()]
     edges, lasts = find_frontier(losses, walk)
     parts = _stretches(common, walk, layers, scope.shared, list(edges))
     if not parts:
         return None
-    heads, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=retain_graph)
-    seeds = dict(heads)
+    seeds, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=True)
     products = torch.zeros(len(losses), len(losses), dtype=torch.float64)
     for part in parts:
         products += _pass(part, seeds, len(losses))
-    begin, gradients = [GradientEdge(*edge) for edge in heads], list(heads.values())
-    return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, begin, gradients, retain_graph)
+    return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, losses, retain_graph)
 
 
 def _pass(part: _Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Tensor:
@@ -189,7 +189,11 @@ def _stretches(
     if not all(node in position for node, _ in begin):
         return []
     uses = {walk.leaves[node]: _uses(node, walk, position) for node in walk.leaves if node in common}
-    places = _meetings(order, position, uses.values(), begin)
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    rest = [(min(uses[leaf]), leaf) for leaf in leaves if leaf not in taken]
+    sizes = [(position[layer.edge.node], _width(layer.edge)) for layer in layers]
+    sizes += [(at, leaf.numel()) for at, leaf in rest]
+    places = _worthwhile(_meetings(order, position, uses.values(), begin), position, sizes)
     starts = [0, *(position[node] for node, _ in places)]
     parts = [_Stretch([], end, [], [], {}) for end in [*places, None]]
 
@@ -200,16 +204,31 @@ def _stretches(
         part(position[edge[0]]).begin.append(edge)
     for layer in layers:
         part(position[layer.edge.node]).layers.append(layer)
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    for leaf in leaves:
-        if leaf not in taken:
-            part(min(uses[leaf])).rest.append(leaf)
+    for at, leaf in rest:
+        part(at).rest.append(leaf)
     for node in order:
-        end = part(position[node]).end
-        for slot, edge in enumerate(node.next_functions):
-            if end is not None and edge == end:
-                part(position[node]).lasts.setdefault(node, []).append((slot, end))
+        here = part(position[node])
+        slots = [(slot, here.end) for slot, edge in enumerate(node.next_functions) if edge == here.end]
+        if slots and here.end is not None:
+            here.lasts[node] = slots
     return parts
+
+
+def _width(edge: GradientEdge | Edge) -> int:
+    """Return the number of elements of the gradient at an edge."""
+    return math.prod(edge[0]._input_metadata[edge[1]].shape)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _worthwhile(places: Sequence[Edge], position: Mapping[Node, int], sizes: Sequence[tuple[int, int]]) -> list[Edge]:
+    """Leave out places that are wider than what one pass has to keep below them, down to the next place."""
+    kept: list[Edge] = []
+    below = len(position)
+    for place in reversed(places):
+        at = position[place[0]]
+        if sum(size for use, size in sizes if at <= use < below) >= _width(place):
+            kept.append(place)
+            below = at
+    return kept[::-1]
 
 
 def _carrying(walk: Walk) -> set[Node]:
