@@ -2,7 +2,7 @@
 
 Medians over interleaved rounds, forward excluded: the walk that finds the shared parameters over the summed backward
 pass; ``Equal.backward`` over ``sum(losses).backward()``; ``PCGrad.backward`` over seqK, the K sequential backward
-passes written into one preallocated matrix (heads once, trunk K times).
+passes written into one preallocated matrix (heads once, trunk K times), also with ``engine="low_memory"``.
 
     python perf/overhead.py [--rounds 15] [--out perf/results/NAME.json]
 """
@@ -20,16 +20,36 @@ from torch import nn
 from counterpoint import balancers, blocks
 from counterpoint.gradients import find_scope
 
-CASES = (("mlp", 3), ("mlp", 16), ("mlp", 40), ("resnet18", 3), ("resnet18", 8))
+CASES = (("mlp", 3), ("mlp", 16), ("mlp", 40), ("resnet18", 3), ("resnet18", 8), ("transformer", 8))
+
+
+class Transformer(nn.Module):
+    """An encoder of 6 layers of width 192 on 64 patches and one token more."""
+
+    channels = (192,)
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(48, 192), nn.LayerNorm(192)
+        self.token, self.place = nn.Parameter(torch.zeros(1, 1, 192)), nn.Parameter(torch.randn(1, 65, 192) / 50)
+        layer = nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], dim=1) + self.place
+        return self.norm(self.layers(x))[:, 0]
 
 
 def build(name: str, num_tasks: int):
     torch.manual_seed(0)
     if name == "mlp":
         trunk, x = blocks.MLP((512,), widths=(512,) * 5), torch.randn(32, 512)
+    elif name == "transformer":
+        trunk, x = Transformer(), torch.randn(16, 64, 48)
     else:
         trunk, x = blocks.ResNet18((3, 64, 64)), torch.randn(16, 3, 64, 64)
-    heads = nn.ModuleList([blocks.Classifier(trunk.channels[-1], 10) for _ in range(num_tasks)])
+    kind = nn.Linear if name == "transformer" else blocks.Classifier
+    heads = nn.ModuleList([kind(trunk.channels[-1], 10) for _ in range(num_tasks)])
     y = torch.randint(10, (len(x), num_tasks))
 
     def forward():
@@ -67,13 +87,15 @@ def clock(function, *arguments) -> float:
 def measure(name: str, num_tasks: int, rounds: int) -> dict[str, float]:
     trunk, forward = build(name, num_tasks)
     buffer = torch.zeros(num_tasks, sum(p.numel() for p in trunk.parameters()))
-    equal, pcgrad = balancers.Equal(num_tasks), balancers.PCGrad(num_tasks)
+    equal, pcgrad, frugal = balancers.Equal(num_tasks), balancers.PCGrad(num_tasks), balancers.PCGrad(num_tasks)
+    frugal.engine = "low_memory"
     runs = {
         "summed": lambda z, losses: sum(losses).backward(),
         "walk": lambda z, losses: find_scope(losses),
         "equal": lambda z, losses: equal.backward(losses),
         "seq_k": seq_k(trunk, buffer),
         "pcgrad": lambda z, losses: pcgrad.backward(losses),
+        "pcgrad_low_memory": lambda z, losses: frugal.backward(losses),
         "pcgrad_features": lambda z, losses: pcgrad.backward(losses, features=z, level="features"),
     }
     times: dict[str, list[float]] = {key: [] for key in runs}
@@ -89,6 +111,7 @@ def measure(name: str, num_tasks: int, rounds: int) -> dict[str, float]:
         "walk_over_summed": median["walk"] / median["summed"],
         "equal_over_summed": median["equal"] / median["summed"],
         "pcgrad_over_seq_k": median["pcgrad"] / median["seq_k"],
+        "pcgrad_low_memory_over_seq_k": median["pcgrad_low_memory"] / median["seq_k"],
         "pcgrad_features_over_summed": median["pcgrad_features"] / median["summed"],
     }
 

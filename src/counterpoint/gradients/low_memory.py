@@ -136,7 +136,6 @@ def _pass(part: _Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Tensor:
                     outputs[place] = _put(outputs[place], gradient, task, num_tasks)
             fill_row(rows[task], found[len(outputs) : len(outputs) + len(part.rest)], part.rest)
             leaving = _put(leaving, arrived.get(part.end) if part.end else None, task, num_tasks)
-    del found
     if part.end is not None and leaving is not None:
         seeds[part.end] = leaving if part.end not in seeds else seeds[part.end] + leaving
     total += linalg.gram(rows).to(total)
@@ -208,9 +207,9 @@ def _stretches(
         part(at).rest.append(leaf)
     for node in order:
         here = part(position[node])
-        slots = [(slot, here.end) for slot, edge in enumerate(node.next_functions) if edge == here.end]
+        slots = [slot for slot, edge in enumerate(node.next_functions) if edge == here.end]
         if slots and here.end is not None:
-            here.lasts[node] = slots
+            here.lasts[node] = [(slot, here.end) for slot in slots]
     return parts
 
 
