@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from counterpoint.balancers import Equal, PCGrad
-from counterpoint.gradients import find_scope, layer_gradients, passes, task_gradients
+from counterpoint.gradients import find_scope, layer_gradients, measure_gram, passes, task_gradients
 from counterpoint.gradients.scope import Walk
 
 
@@ -229,3 +229,16 @@ def test_the_graph_is_freed():
     PCGrad(3).backward(losses)
     with pytest.raises(RuntimeError, match="second time"):
         losses[0].backward()
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_measuring_takes_the_layers_and_keeps_the_graph(with_features, monkeypatch):
+    trunk, heads, x = small_net()
+    z = trunk(x)
+    losses = [(head(z) - 1).square().mean() for head in heads]
+    features = [z] if with_features else []
+    expected = task_gradients(losses, features=features, retain_graph=True).gram()
+    monkeypatch.setattr("counterpoint.gradients.products.task_gradients", None)  # the rows are not made
+    for _ in range(2):
+        torch.testing.assert_close(measure_gram(losses, features=features), expected, rtol=1e-10, atol=1e-14)
+    PCGrad(3).backward(losses)

@@ -274,19 +274,6 @@ def _without_features(
     return TaskGradients(unscaled(jacobian, scale), scope, private, len(losses))
 
 
-def measure_gram(
-    losses: Sequence[Tensor], *, shared: Iterable[Tensor] | None = None, features: Sequence[Tensor] = ()
-) -> Tensor:
-    """Return the Gram matrix of the task gradients (K, K) in float64; writes nothing and keeps the graph.
-
-    Args:
-        losses: One scalar per task, each with a graph.
-        shared: Leaves to differentiate; default as in :func:`~counterpoint.gradients.scope.find_scope`.
-        features: Tensors where the heads begin, if known: saves walking the heads again.
-    """
-    return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
-
-
 def differentiate(
     outputs: Sequence[Tensor] | Sequence[GradientEdge],
     inputs: Sequence[Tensor | GradientEdge],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import Workspace, split_row, unscaled
+from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients, unscaled
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
@@ -172,3 +172,19 @@ def layer_gradients(
         rest,
         found.rows,
     )
+
+
+def measure_gram(
+    losses: Sequence[Tensor], *, shared: Iterable[Tensor] | None = None, features: Sequence[Tensor] = ()
+) -> Tensor:
+    """Return the Gram matrix of the task gradients (K, K) in float64; writes nothing and keeps the graph.
+
+    Args:
+        losses: One scalar per task, each with a graph.
+        shared: Leaves to differentiate; default as in :func:`~counterpoint.gradients.scope.find_scope`.
+        features: Tensors where the heads begin, if known: saves walking the heads again.
+    """
+    found = layer_gradients(losses, shared=shared, features=features, retain_graph=True)
+    if found is None:
+        return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
+    return found.gram()
