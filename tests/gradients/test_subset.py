@@ -9,9 +9,8 @@ from counterpoint.errors import GraphError
 
 
 def names(net, losses, **options):
-    scope = gradients.find_scope(losses, **options)
     by_leaf = {parameter: name for name, parameter in net.named_parameters()}
-    return {by_leaf[leaf] for leaf in gradients.last_layer(losses, scope)}
+    return {by_leaf[leaf] for leaf in gradients.last_layer(losses, **options)}
 
 
 class Net(nn.Module):
@@ -121,7 +120,7 @@ def test_a_layer_that_each_task_applies_by_itself_is_shared():
 
 def test_nothing_shared():
     losses = [nn.Linear(4, 1)(ROWS).sum() for _ in range(2)]
-    assert gradients.last_layer(losses, gradients.find_scope(losses)) == []
+    assert gradients.last_layer(losses) == []
     assert gradients.subset_rows(losses, []).shape == (2, 0)
 
 

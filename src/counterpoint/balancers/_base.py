@@ -3,13 +3,14 @@
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from counterpoint import gradients, linalg
+from counterpoint._checks import check_choice
 from counterpoint.balancers._balancer import Balancer as Balancer
 from counterpoint.balancers._balancer import Call, Measure
 from counterpoint.balancers._losses import Step, check_values
@@ -19,7 +20,8 @@ from counterpoint.balancers._weighted import Own, WeightedPass
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
 from counterpoint.gradients.reduce import gather_columns, mean_over_ranks, together
 
-Found = gradients.TaskGradients | gradients.LayerGradients
+Found = gradients.TaskGradients | gradients.ByLeaf
+Engine = Literal["auto", "rows", "low_memory"]
 
 
 class LossBalancer(WeightedPass):
@@ -102,9 +104,19 @@ class Balanced:
 
 
 class GradientBalancer(WeightedPass):
-    """What the two kinds that read task gradients have in common."""
+    """What the two kinds that read task gradients have in common.
 
-    measure: Measure = "shared"  # what the Gram matrix is of, where the call does not say
+    Attributes:
+        engine: How the Gram matrix of the parameters' gradients is made, for methods that read no more; the result is
+            the same but for rounding. ``"auto"`` takes what is fastest, ``"rows"`` forms every gradient,
+            ``"low_memory"`` keeps little more than one backward pass does, for the time of one further pass. In a
+            process group, and where the network cannot be divided, it is ``"rows"``. May be set at any time.
+            Only ``"rows"`` leaves a ``.grad`` worth reading on a tensor inside the network that was told to retain it.
+        measure: What the Gram matrix is of, where the call does not say.
+    """
+
+    engine: Engine = "auto"
+    measure: Measure = "shared"
 
     def _backward(self, step: Step, call: Call) -> BalancerReport:
         with together(self._owner, call.group):
@@ -150,10 +162,13 @@ class GradientBalancer(WeightedPass):
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""
-        if self.reads == "gram" and call.group is None and call.level == "parameters":
-            found = gradients.layer_gradients(
-                step.losses, shared=call.shared, features=call.features, scale=scale, workspace=self._workspace
-            )
+        check_choice(f"{self._owner}: engine", self.engine, get_args(Engine))
+        if self.reads == "gram" and call.group is None and call.level == "parameters" and self.engine != "rows":
+            where = {"shared": call.shared, "features": call.features, "scale": scale}
+            if self.engine == "low_memory":
+                found = gradients.low_memory_gradients(step.losses, **where)
+            else:
+                found = gradients.layer_gradients(step.losses, **where, workspace=self._workspace)
             if found is not None:
                 return found
         return gradients.task_gradients(
@@ -167,7 +182,7 @@ class GradientBalancer(WeightedPass):
 
     def _average_rows(self, found: Found, call: Call) -> None:
         """Average the private gradients, and the rows if they are gradients of parameters, over a group."""
-        if call.group is None or isinstance(found, gradients.LayerGradients):
+        if call.group is None or isinstance(found, gradients.ByLeaf):
             return
         for leaves, own in zip(found.scope.private, found.private, strict=True):
             for position, (leaf, gradient) in enumerate(zip(leaves, own, strict=True)):
@@ -252,8 +267,7 @@ class GradientBalancer(WeightedPass):
             if not leaves:
                 raise OptionError(f"{self._owner}: measure= is an empty list; pass shared parameters, or 'last'")
             return leaves
-        scope = gradients.find_scope(step.losses, shared=call.shared, features=call.features)
-        return gradients.last_layer(step.losses, scope)
+        return gradients.last_layer(step.losses, shared=call.shared, features=call.features)
 
     def _backward_measured(self, step: Step, call: Call, leaves: Sequence[Tensor]) -> BalancerReport:
         """Weigh the tasks by their gradients of some leaves, then run one weighted backward pass."""

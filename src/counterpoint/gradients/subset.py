@@ -1,6 +1,6 @@
 """Task gradients of some of the shared parameters only, such as those of the last shared layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -8,14 +8,16 @@ from torch.autograd.graph import Node
 
 from counterpoint.errors import GraphError
 from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, unscaled
-from counterpoint.gradients.scope import Scope, loss_edge
+from counterpoint.gradients.scope import Walk, find_scope, loss_edge
 
 # operations that scale or shift what they are given: norm layers, layer scales, position embeddings
 _ARITHMETIC = ("MulB", "AddB", "SubB", "DivB", "AddcmulB")  # MulBackward0, ...; not AddmmBackward0
 _NORMS = ("LayerNorm", "GroupNorm", "BatchNorm", "RmsNorm", "RMSNorm", "Prelu")
 
 
-def last_layer(losses: Sequence[Tensor], scope: Scope) -> list[Tensor]:
+def last_layer(
+    losses: Sequence[Tensor], *, shared: Iterable[Tensor] | None = None, features: Sequence[Tensor] = ()
+) -> list[Tensor]:
     """Return the leaves of the last shared operation that has a matrix among them.
 
     "Last" is the order in which the forward pass ran. What only scales or shifts (norm layers, layer scales, position
@@ -25,29 +27,33 @@ def last_layer(losses: Sequence[Tensor], scope: Scope) -> list[Tensor]:
 
     Args:
         losses: One scalar per task, each with a graph.
-        scope: The leaves that they share.
+        shared: Leaves to balance; default as in :func:`~counterpoint.gradients.scope.find_scope`.
+        features: Tensors where the heads begin; they only tell which leaves count as shared.
 
     Returns:
         The leaves, none if the tasks share nothing.
     """
+    walk = Walk()
+    scope = find_scope(losses, shared=shared, features=features, walk=walk)
     if not scope.shared:
         return []
-    users = {leaf: _users(scope, leaf) for leaf in scope.shared}
+    nodes = {leaf: node for node, leaf in walk.leaves.items()}
+    users = {leaf: _users(walk, nodes[leaf]) for leaf in scope.shared}
     layers = [leaf for leaf in scope.shared if leaf.ndim > 1 and not all(map(_is_elementwise, users[leaf]))]
     layers = layers or [leaf for leaf in scope.shared if leaf.ndim > 1] or list(scope.shared)
-    common = _common(losses) if any(len(users[leaf]) > 1 for leaf in layers) else frozenset()
+    common = {node for node, mask in walk.masks.items() if mask & (mask - 1)}
     at = {leaf: _last_use(users[leaf], common) for leaf in scope.shared}
     last = max(at[leaf] for leaf in layers)
     return [leaf for leaf in scope.shared if at[leaf] == last]
 
 
-def _users(scope: Scope, leaf: Tensor) -> list[Node]:
+def _users(walk: Walk, node: Node) -> list[Node]:
     """Return the operations that use a leaf, seen through those that only pass it on."""
     found: dict[Node, None] = {}
-    open_nodes = [scope.nodes[leaf]]
+    open_nodes = [node]
     while open_nodes:
-        for above in scope.parents.get(open_nodes.pop(), ()):
-            if above in scope.parents:
+        for above in walk.parents.get(open_nodes.pop(), ()):
+            if above in walk.parents:
                 open_nodes.append(above)
             else:
                 found[above] = None
@@ -59,26 +65,9 @@ def _is_elementwise(node: Node) -> bool:
     return name.startswith(_ARITHMETIC) or any(norm in name for norm in _NORMS)
 
 
-def _last_use(users: Sequence[Node], common: frozenset[Node]) -> int:
+def _last_use(users: Sequence[Node], common: Set[Node]) -> int:
     shared = [node for node in users if node in common] if len(users) > 1 else users
     return max((node._sequence_nr() for node in shared or users), default=-1)
-
-
-def _common(losses: Sequence[Tensor]) -> frozenset[Node]:
-    """Return the operations that two or more losses reach."""
-    seen: set[Node] = set()
-    twice: set[Node] = set()
-    for loss in losses:
-        mine: set[Node] = set()
-        stack = [loss_edge(loss).node]
-        while stack:
-            node = stack.pop()
-            if node not in mine:
-                mine.add(node)
-                stack += [child for child, _ in node.next_functions if child is not None]
-        twice |= mine & seen
-        seen |= mine
-    return frozenset(twice)
 
 
 def subset_rows(
