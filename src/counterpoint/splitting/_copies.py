@@ -1,0 +1,91 @@
+"""The copies of a layer: parameters and buffers with one original per task, read as streams."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from counterpoint.splitting.streams import Streams
+
+_local = threading.local()
+
+
+def selected() -> int | None:
+    """Return the task for which a module runs as a whole; ``None`` for all at once."""
+    return getattr(_local, "task", None)
+
+
+@contextlib.contextmanager
+def select(task: int) -> Iterator[None]:
+    """Read one task's copies instead of streams."""
+    _local.task = task
+    try:
+        yield
+    finally:
+        _local.task = None
+
+
+class Copies(nn.Module):
+    """Parametrization with one original per task.
+
+    Args:
+        num_tasks: Number of tasks K.
+        same_noise: What is computed from these copies draws the same random numbers for every task.
+    """
+
+    def __init__(self, num_tasks: int, *, same_noise: bool) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.same_noise = same_noise
+
+    def forward(self, *originals: Tensor) -> Tensor:
+        """Return the originals as streams, or the one of the selected task."""
+        task = selected()
+        return Streams(originals, same_noise=self.same_noise) if task is None else originals[task]
+
+    def right_inverse(self, value: Tensor) -> list[Tensor]:
+        """Return one tensor per task from streams, or from one tensor for all."""
+        if isinstance(value, Streams):
+            return [part.clone() for part in value._parts]
+        return [value, *(value.clone() for _ in range(self.num_tasks - 1))]
+
+    def extra_repr(self) -> str:
+        """Say for how many tasks."""
+        return f"num_tasks={self.num_tasks}"
+
+
+def add_copies(module: nn.Module, name: str, values: Sequence[Tensor], *, same_noise: bool) -> None:
+    """Give a parameter or buffer of a module one original per task.
+
+    Args:
+        module: Owner of the tensor.
+        name: Attribute.
+        values: The originals. A tensor that is tied to another module comes here twice, with the same values.
+        same_noise: See :class:`Copies`.
+    """
+    persistent = name not in module._non_persistent_buffers_set
+    parametrize.register_parametrization(module, name, Copies(len(values), same_noise=same_noise), unsafe=True)
+    holder = module.parametrizations[name]  # pyright: ignore[reportIndexIssue]
+    for task, value in enumerate(values):
+        key = f"original{task}"
+        if isinstance(value, nn.Parameter):
+            setattr(holder, key, value)
+        else:
+            holder.register_buffer(key, value, persistent=persistent)
+
+
+def is_split(module: nn.Module) -> bool:
+    """Whether a module has copies of its own parameters or buffers."""
+    if not parametrize.is_parametrized(module):
+        return False
+    holders: Any = module.parametrizations
+    return any(isinstance(holder[0], Copies) or is_split(holder) for holder in holders.values())
+
+
+def num_tasks_of(module: nn.Module) -> int | None:
+    """Return for how many tasks a network was split; ``None`` if it was not."""
+    counts = {part.num_tasks for part in module.modules() if isinstance(part, Copies)}
+    return counts.pop() if counts else None
