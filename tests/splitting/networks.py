@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+NOISE = [("Dropout", "p"), ("DropPath", "drop_prob"), ("StochasticDepth", "p"), ("MultiheadAttention", "dropout")]
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -29,12 +31,9 @@ class Case:
         torch.manual_seed(0)
         network = self.build().double()
         for module in network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for attribute in ("drop_prob", "p", "dropout"):
-                if type(module).__name__ in ("DropPath", "StochasticDepth", "MultiheadAttention"):
-                    if hasattr(module, attribute):
-                        setattr(module, attribute, 0.0)
+            for kind, attribute in NOISE:
+                if type(module).__name__ == kind:
+                    setattr(module, attribute, 0.0)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)

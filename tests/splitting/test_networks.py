@@ -6,20 +6,30 @@ import re
 
 import pytest
 import torch
-from splitting.networks import CASES
 from torch.utils import _pytree as pytree
 
 from counterpoint.splitting import find_layers, split, streams
+from splitting.networks import CASES
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 COPY = re.compile(r"parametrizations\.([^.]+)\.original(\d+)$")
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(params=CASES, ids=lambda case: case.name, scope="module")
 def case(request):
     if request.param.needs:
         pytest.importorskip(request.param.needs, reason=f"{request.param.needs} is not installed (extra: vision)")
     return request.param
+
+
+@pytest.fixture(scope="module")
+def built(case):
+    return case.network()
+
+
+@pytest.fixture
+def reference(built):
+    return copy.deepcopy(built)
 
 
 def explicit(reference, network, task):
@@ -80,8 +90,8 @@ def some_layers(network):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_no_output_changes_before_training(case, training):
-    reference = case.network().train(training)
+def test_no_output_changes_before_training(case, reference, training):
+    reference.train(training)
     network = split(copy.deepcopy(reference), some_layers(reference), 3)
     x = case.input()
     with torch.no_grad():
@@ -90,16 +100,14 @@ def test_no_output_changes_before_training(case, training):
             assert_outputs_equal(output, expected)
 
 
-def test_copies_apart_equal_explicit_networks(case):
-    reference = case.network()
+def test_copies_apart_equal_explicit_networks(case, reference):
     network = split(copy.deepcopy(reference), some_layers(reference), 2)
     set_apart(network)
     plains = [explicit(reference, network, task) for task in range(2)]
     assert_like_explicit_networks(network, plains, case.input())
 
 
-def test_all_layers_split_is_single_task_networks(case):
-    reference = case.network()
+def test_all_layers_split_is_single_task_networks(case, reference):
     network = split(copy.deepcopy(reference), list(find_layers(reference)), 2)
     set_apart(network)
     plains = [explicit(reference, network, task) for task in range(2)]
@@ -112,8 +120,8 @@ def test_all_layers_split_is_single_task_networks(case):
             torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12)
 
 
-def test_no_layer_split_changes_nothing(case):
-    reference = case.network().eval()
+def test_no_layer_split_changes_nothing(case, reference):
+    reference.eval()
     network = split(copy.deepcopy(reference), [], 2)
     assert network.state_dict().keys() == reference.state_dict().keys()
     assert [type(module) for module in network.modules()] == [type(module) for module in reference.modules()]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from counterpoint.splitting.streams import Streams
+from counterpoint.splitting.streams import Streams, gather
 
 _local = threading.local()
 
@@ -44,7 +44,7 @@ class Copies(nn.Module):
     def forward(self, *originals: Tensor) -> Tensor:
         """Return the originals as streams, or the one of the selected task."""
         task = selected()
-        return Streams(originals, same_noise=self.same_noise) if task is None else originals[task]
+        return gather(originals, same_noise=self.same_noise) if task is None else originals[task]
 
     def right_inverse(self, value: Tensor) -> list[Tensor]:
         """Return one tensor per task from streams, or from one tensor for all."""
@@ -68,7 +68,8 @@ def add_copies(module: nn.Module, name: str, values: Sequence[Tensor], *, same_n
     """
     persistent = name not in module._non_persistent_buffers_set
     parametrize.register_parametrization(module, name, Copies(len(values), same_noise=same_noise), unsafe=True)
-    holder = module.parametrizations[name]  # pyright: ignore[reportIndexIssue]
+    holders: Any = module.parametrizations
+    holder = holders[name]
     for task, value in enumerate(values):
         key = f"original{task}"
         if isinstance(value, nn.Parameter):

@@ -13,7 +13,7 @@ class _Read:
     def __init__(self, task: int) -> None:
         self.task = task
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return pick(args, self.task), pick(kwargs, self.task)
 
 
@@ -23,7 +23,7 @@ class _Give:
     def __init__(self, task: int) -> None:
         self.task = task
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         return pick(output, self.task)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from counterpoint.splitting._copies import Copies, num_tasks_of, select, selected
+from counterpoint.splitting._copies import Copies, select, selected
 from counterpoint.splitting._noise import repeated_noise
 from counterpoint.splitting.streams import Streams, collect, count_tasks, join, pick
 
@@ -17,7 +17,7 @@ def make_whole(module: nn.Module) -> None:
     Inside, every tensor is a plain one. A module of which neither differs runs once, as before.
     """
     if not is_whole(module):
-        base = type(module)
+        base: Any = type(module)
         facts = {"forward": _forward_of(base), "_counterpoint_whole": True, "__reduce_ex__": _reduce}
         if isinstance(module, nn.RNNBase):
             facts["flatten_parameters"] = _keep  # the copies cannot lie in one block
@@ -53,7 +53,7 @@ def _forward_of(base: type[nn.Module]) -> Callable:
                 return base.forward(self, *pick(args, task), **pick(kwargs, task))
 
         count = count_tasks(found) if found else copies[0].num_tasks
-        quiet = any([known._same_noise for known in found]) or any([part.same_noise for part in copies])
+        quiet = any(known._same_noise for known in found) or any(part.same_noise for part in copies)
         if quiet:
             results = repeated_noise(run, count, _device(found, self), {})
         else:

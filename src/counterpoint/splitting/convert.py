@@ -14,7 +14,7 @@ from counterpoint.registry import unknown
 from counterpoint.splitting._copies import add_copies, num_tasks_of
 from counterpoint.splitting._heads import read_own_stream, task_of
 from counterpoint.splitting._whole import make_picklable, make_whole
-from counterpoint.splitting.layers import Layer, find_layers, kind_of, own_modules, own_tensors, sizes
+from counterpoint.splitting.layers import Layer, find_layers, kind_of, own_modules, own_tensors
 from counterpoint.splitting.plan import SplitPlan
 
 Init = Literal["same", "independent"] | Callable[[nn.Module, int], object]
@@ -32,12 +32,12 @@ def split(
 ) -> nn.Module:
     """Give each task its own copy of some layers, in place.
 
-    Every module stays where it is; only the parameters and buffers of the chosen layers get one original per task. Where
-    the network first uses one of them, its activation becomes one tensor per task (:class:`Streams`), and everything
-    after that runs once per task; what comes before runs once. All that is not chosen stays shared.
+    Every module stays where it is; only the parameters and buffers of the chosen layers get one original per task.
+    Where the network first uses one of them, its activation becomes one tensor per task (:class:`Streams`), and
+    everything after that runs once per task; what comes before runs once. All that is not chosen stays shared.
 
-    A shared batch normalization that reads streams normalizes each with its own batch statistics and updates its running
-    statistics once per task; at evaluation they serve all tasks.
+    A shared batch normalization that reads streams normalizes each with its own batch statistics and updates its
+    running statistics once per task; at evaluation they serve all tasks.
 
     Args:
         network: Any module. Make the optimizer after splitting.
@@ -47,7 +47,9 @@ def split(
         init: ``"same"``: all copies start as the layer is, so that no output changes. ``"independent"``: the first
             keeps the layer's values, every other starts anew by the layer's ``reset_parameters``. Or a function
             ``init(layer, task)`` that changes a copy of the layer in place.
-        dropout: ``"own"``: every task draws its own random numbers after the first split layer; ``"same"``: all tasks the same.
+        dropout: ``"own"``: every task draws its own random numbers after the first split layer; ``"same"``: all tasks
+            draw the same. Of masks that a network makes without reading an activation's values, from its shape, tasks
+            have one in common either way.
         heads: The heads, one per task, in the order of the tasks: names of the modules, or the name of one container of
             them. Head k reads and returns plain tensors, those of task k. What has no heads inside returns streams: see
             :func:`streams`.
@@ -71,22 +73,15 @@ def split(
 
     References:
         Shi et al., "Recon: Reducing Conflicting Gradients from the Root for Multi-Task Learning", ICLR 2023,
-        arXiv:2302.11289, Section 4 and Eq. 3. Differs from the released code: no network is rewritten; a residual sum of a
-        common and a split branch reaches every task; copies start equal by default.
+        arXiv:2302.11289, Section 4 and Eq. 3. Differs from the released code: no network is rewritten; a
+        residual sum of a common and a split branch reaches every task; copies start equal by default.
     """
     check_integer("split: num_tasks", num_tasks, low=1)
     check_choice("split: dropout", dropout, ("own", "same"))
     modules = dict(network.named_modules(remove_duplicate=False))
     chosen = _chosen(network, modules, layers, num_tasks)
-    head_modules = _heads(modules, heads, num_tasks)
+    head_modules = _heads(modules, heads, num_tasks, chosen)
     whole_modules = [_module(modules, name) for name in whole]
-    for task, head in enumerate(head_modules):
-        inside = set(head.modules())
-        for name, module in chosen.items():
-            if module in inside:
-                raise OptionError(
-                    f"split: layer {name} is in the head of task {task}, and so belongs to one task already"
-                )
     if num_tasks == 1 or not chosen:
         return network
     values: dict[Tensor, list[Tensor]] = {}
@@ -96,10 +91,9 @@ def split(
     for owner, attribute, tensor in places:
         add_copies(owner, attribute, values[tensor], same_noise=dropout == "same")
         make_picklable(owner)
-    for module in list(network.modules()):
-        if isinstance(module, _BatchNorm) or (module in set(chosen.values()) and not _children(module)):
-            make_whole(module)
-    for module in whole_modules:
+    leaves = [module for module in chosen.values() if not _children(module)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]  # each stream counts for them
+    for module in (*leaves, *norms, *whole_modules):
         make_whole(module)
     for task, head in enumerate(head_modules):
         read_own_stream(head, task)
@@ -146,7 +140,9 @@ def _module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
     return modules[name]
 
 
-def _heads(modules: Mapping[str, nn.Module], heads: str | Sequence[str], num_tasks: int) -> list[nn.Module]:
+def _heads(
+    modules: Mapping[str, nn.Module], heads: str | Sequence[str], num_tasks: int, chosen: Mapping[str, nn.Module]
+) -> list[nn.Module]:
     """Return one head per task, or none."""
     if isinstance(heads, str):
         found = list(_module(modules, heads).children())
@@ -156,6 +152,9 @@ def _heads(modules: Mapping[str, nn.Module], heads: str | Sequence[str], num_tas
         if len(found) != num_tasks or len(set(found)) != num_tasks:
             raise OptionError(f"split: heads must be num_tasks = {num_tasks} different modules, got {len(set(found))}")
         for task, head in enumerate(found):
+            inside = set(head.modules())
+            for name in (name for name, module in chosen.items() if module in inside):
+                raise OptionError(f"split: layer {name} is in the head of task {task}, and so of one task already")
             if task_of(head) not in (None, task):
                 raise OptionError(f"split: the head of task {task} was made that of task {task_of(head)} before")
     return found
@@ -170,10 +169,7 @@ def _copy(name: str, module: nn.Module, num_tasks: int, init: Init, values: dict
     own = [tensor for _, _, tensor in own_tensors(module)]
     rows: list[list[Tensor]] = [own]
     for task in range(num_tasks):
-        if init == "same":
-            made = [tensor.detach().clone() for tensor in own]
-        else:
-            made = _start(name, module, task, init)
+        made = [tensor.detach().clone() for tensor in own] if init == "same" else _start(name, module, task, init)
         if task:
             rows.append(made)
         elif callable(init):
@@ -207,5 +203,5 @@ def _like(tensor: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` as a parameter with what users noted on the original one, or as it is for a buffer."""
     if isinstance(tensor, nn.Parameter):
         value = nn.Parameter(value, tensor.requires_grad)
-        value.__dict__.update(tensor.__dict__)
+        vars(value).update(vars(tensor))
     return value

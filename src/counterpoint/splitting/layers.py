@@ -30,9 +30,9 @@ def find_layers(network: nn.Module) -> dict[str, Layer]:
     """Return the layers of a network by name, in its own order.
 
     A layer is one module with parameters of its own: a convolution with weight and bias, a batch normalization, an
-    embedding, also a module that has children as well, such as ``nn.MultiheadAttention`` with its ``in_proj_weight``, or a
-    vision transformer with its position embedding (then without what its children own). What a parametrization of
-    somebody else's holds (weight normalization) belongs to the layer that it is for.
+    embedding; also a module that has children as well, without what these own: ``nn.MultiheadAttention`` with its
+    ``in_proj_weight``, a vision transformer with its position embedding. What a parametrization of somebody else's
+    holds (weight normalization) belongs to the layer that it is for.
 
     Args:
         network: Any module; split already or not.

@@ -61,8 +61,8 @@ class SplitPlan:
             num_layers: How many; more than there are means all.
 
         References:
-            Shi et al., Recon, ICLR 2023, arXiv:2302.11289, Algorithm 1. Differs: there a layer with score 0 can be chosen
-            where fewer than K have conflicts.
+            Shi et al., Recon, ICLR 2023, arXiv:2302.11289, Algorithm 1. Differs: there a layer with score 0 can be
+            chosen, where fewer layers have conflicts than are asked for.
         """
         check_integer("SplitPlan.top_k: num_layers", num_layers, low=0)
         ranked = _rank(scores, sizes)
@@ -86,7 +86,7 @@ class SplitPlan:
 
     @classmethod
     def budget(cls, scores: Mapping[str, float], sizes: Mapping[str, int], max_added: int, num_tasks: int) -> Self:
-        """Choose layers, best first, as long as the copies add at most so many parameters; what does not fit is passed over.
+        """Choose layers, best first, while the copies add at most so many parameters; what does not fit is passed over.
 
         Args:
             scores: Layer -> conflict, at least 0.

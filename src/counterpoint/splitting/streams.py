@@ -20,7 +20,7 @@ _METADATA_ONLY = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to
 _READS = frozenset({"item", "tolist", "__float__", "__complex__"})
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _ANY = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue] - a copy may be frozen for one task
-_ALONE = "write it with tensor operations (torch.where), or name the module in split(..., whole=[...]): it then runs once per task"
+_ALONE = "write it with tensor operations, or name the module in split(..., whole=[...]): it then runs once per task"
 
 
 class Streams(Tensor):
@@ -28,43 +28,22 @@ class Streams(Tensor):
 
     What mixes a common tensor with streams gives streams: the common one takes part in each of them. A decision that
     all tasks take alike is taken (``if (x < 0).any():``); as soon as they differ, an error names the module.
-
-    Args:
-        parts: One tensor per task.
-        same_noise: Operations that draw random numbers (dropout) draw the same ones for every task.
     """
 
     _parts: tuple[Tensor, ...]
     _same_noise: bool
 
-    @staticmethod
-    def __new__(cls, parts: Sequence[Tensor], *, same_noise: bool = False) -> "Streams":
-        first = parts[0]
-        made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls,
-            first.shape,
-            dtype=first.dtype,
-            device=first.device,
-            requires_grad=any([part.requires_grad for part in parts]),
-        )
-        made._parts = tuple(parts)
-        made._same_noise = same_noise
-        return made
-
-    def __init__(self, parts: Sequence[Tensor], *, same_noise: bool = False) -> None:
-        super().__init__()
-
     @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         """Map a call over the tasks."""
         return _call(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         """Refuse what bypasses :meth:`__torch_function__`: it cannot be mapped from here."""
         raise refusal(f"{func} is called from code that Python does not see (a C++ extension, a custom function)")
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:  # noqa: ARG002
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Streams({', '.join(map(repr, self._parts))})"
 
     def __format__(self, spec: str) -> str:
@@ -77,10 +56,30 @@ class Streams(Tensor):
         return iter(self.unbind(0))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Streams":
-        return Streams([copy.deepcopy(part, memo) for part in self._parts], same_noise=self._same_noise)
+        return gather([copy.deepcopy(part, memo) for part in self._parts], same_noise=self._same_noise)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:  # noqa: ARG002
-        return functools.partial(Streams, same_noise=self._same_noise), (self._parts,)
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return functools.partial(gather, same_noise=self._same_noise), (self._parts,)
+
+
+def gather(parts: Sequence[Tensor], *, same_noise: bool) -> Streams:
+    """Return one tensor per task as streams.
+
+    Args:
+        parts: One tensor per task.
+        same_noise: Operations that draw random numbers (dropout) draw the same ones for every task.
+    """
+    first = parts[0]
+    made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+        Streams,
+        first.shape,
+        dtype=first.dtype,
+        device=first.device,
+        requires_grad=any(part.requires_grad for part in parts),
+    )
+    made._parts = tuple(parts)
+    made._same_noise = same_noise
+    return made
 
 
 def streams(output: Any, num_tasks: int | None = None) -> tuple[Any, ...]:
@@ -207,7 +206,7 @@ def join(results: Sequence[Any], name: str, found: Sequence[Streams] = (), *, sa
                 return known  # an in-place operation, or one that had nothing to do
         if len(results) > 1 and all(result is first for result in results):
             return first
-        return Streams(results, same_noise=same_noise)
+        return gather(results, same_noise=same_noise)
     if isinstance(first, _PLAIN):
         if any(result != first for result in results):
             raise refusal(f"{name} gives {', '.join(map(str, results))} for the tasks: Python code can follow one only")
@@ -227,7 +226,7 @@ def refusal(what: str, advice: str = _ALONE) -> SplitError:
 
 
 def _quiet(found: Sequence[Streams]) -> bool:
-    return any([known._same_noise for known in found])
+    return any(known._same_noise for known in found)
 
 
 def count_tasks(found: Sequence[Streams]) -> int:
@@ -263,41 +262,42 @@ def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     _check_history(found)
     name = func.__name__
     if func == _ANY:
-        return any([part.requires_grad for part in found[0]._parts])
+        return any(part.requires_grad for part in found[0]._parts)
     if name in _METADATA_ONLY and not isinstance(args[0], Streams) and _same_kind(found):
         return func(*pick(args, 0), **pick(kwargs, 0))
     if name in _READS and found[0]._parts[0].dtype.is_floating_point:
         raise refusal(f"{name} reads a number that differs by task")
+    return _map(func, name, args, kwargs, found, count)
+
+
+def _map(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], found: Sequence[Streams], count: int) -> Any:
+    """Run a function that computes something once per task, and see to what it writes."""
+    quiet = _quiet(found)
 
     def repeat(run: Callable[[int], Any]) -> list[Any]:
-        if name in NOISY and _quiet(found):
+        if quiet and name in NOISY:
             return repeated_noise(run, count, found[0]._parts[0].device, kwargs)
         return [run(task) for task in range(count)]
 
     if _write.is_write(name):
         target = args[0]
         if not isinstance(target, Streams):
-            others = lambda task: (pick(args[1:], task), pick(kwargs, task))  # noqa: E731
-            parts = _write.write_common(func, name, target, repeat, others)
-            made = Streams(parts, same_noise=_quiet(found))
-            torch.utils.swap_tensors(target, made)
+            parts = _write.write_common(
+                func, name, target, repeat, lambda task: (pick(args[1:], task), pick(kwargs, task))
+            )
+            torch.utils.swap_tensors(target, gather(parts, same_noise=quiet))
             return target
         _write.check_apart(target._parts, name)
     elif kwargs.get("out") is not None:
         _write.check_out(kwargs["out"])
     results = repeat(lambda task: func(*pick(args, task), **pick(kwargs, task)))
-    return join(results, _readable(func, name), found, same_noise=_quiet(found))
+    return join(results, _readable(func, name), found, same_noise=quiet)
 
 
 def _same_kind(found: Sequence[Streams]) -> bool:
     """Whether shape, dtype and device do not differ by task."""
-    return all(
-        part.shape == known._parts[0].shape
-        and part.dtype == known._parts[0].dtype
-        and part.device == known._parts[0].device
-        for known in found
-        for part in known._parts
-    )
+    kinds = [{(part.shape, part.dtype, part.device) for part in known._parts} for known in found]
+    return all(len(kind) == 1 for kind in kinds)
 
 
 def _readable(func: Callable, name: str) -> str:
