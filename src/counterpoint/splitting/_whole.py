@@ -52,7 +52,7 @@ def _forward_of(base: type[nn.Module]) -> Callable:
             with select(task):
                 return base.forward(self, *pick(args, task), **pick(kwargs, task))
 
-        count = count_tasks(found) if found else copies[0].num_tasks
+        count = count_tasks(found, {part.num_tasks for part in copies})
         quiet = any(known._same_noise for known in found) or any(part.same_noise for part in copies)
         if quiet:
             results = repeated_noise(run, count, _device(found, self), {})

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -229,13 +229,13 @@ def _quiet(found: Sequence[Streams]) -> bool:
     return any(known._same_noise for known in found)
 
 
-def count_tasks(found: Sequence[Streams]) -> int:
-    """Return the number of tasks of some streams.
+def count_tasks(found: Sequence[Streams], further: Iterable[int] = ()) -> int:
+    """Return the number of tasks of some streams, and of whatever else has one.
 
     Raises:
         SplitError: If it is not the same for all.
     """
-    counts = {len(known._parts) for known in found}
+    counts = {len(known._parts) for known in found}.union(further)
     if len(counts) > 1:
         raise refusal(f"streams of {sorted(counts)} tasks meet", "split all layers for the same number of tasks")
     return counts.pop()
