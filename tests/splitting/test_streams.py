@@ -155,7 +155,6 @@ REFUSED = {
     "needed by the backward pass": (lambda x, y: (x.sigmoid_() if False else x.exp()).add_(y), "backward pass needs"),
     "out": (lambda x, y: torch.add(x, y, out=torch.empty_like(x)), "out="),
     "common memory": (lambda x, y: torch.narrow(x, 1, y.argmax().clamp(max=0), 2).add_(1), "writes once per task"),
-    "data": (lambda x, y: (setattr(x, "data", y), x.exp())[1], "Python does not see"),
 }
 
 
@@ -220,6 +219,11 @@ def test_own_buffer_written_with_values_of_tasks():
         torch.testing.assert_close(
             network.state_dict()[f"1.parametrizations.center.original{task}"], 0.1 * first.mean(0)
         )
+
+
+def test_assignment_behind_the_back_of_python_fails():
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        split(Body(lambda x, y: setattr(x, "data", y)), ["own"], 2)(torch.randn(2, 4))
 
 
 def test_leaf_with_gradient_is_refused_as_by_pytorch():

@@ -67,7 +67,11 @@ def add_copies(module: nn.Module, name: str, values: Sequence[Tensor], *, same_n
         same_noise: See :class:`Copies`.
     """
     persistent = name not in module._non_persistent_buffers_set
+    if parametrize.is_parametrized(module) and type(module).__dict__.get("_counterpoint_owner") != id(module):
+        base: Any = type(module)  # by parametrizations of somebody else's; copies of the module have the same class
+        module.__class__ = type(base.__name__, (base,), {"__module__": base.__module__})
     parametrize.register_parametrization(module, name, Copies(len(values), same_noise=same_noise), unsafe=True)
+    type(module)._counterpoint_owner = id(module)  # pyright: ignore[reportAttributeAccessIssue] - its own class
     holders: Any = module.parametrizations
     holder = holders[name]
     for task, value in enumerate(values):

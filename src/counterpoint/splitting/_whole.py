@@ -32,7 +32,7 @@ def is_whole(module: nn.Module) -> bool:
 def make_picklable(module: nn.Module) -> None:
     """Let a parametrized module be pickled; PyTorch refuses that, since its class exists in memory only."""
     kind = type(module)
-    if parametrize.is_parametrized(module) and kind.__reduce_ex__ is not _reduce:
+    if parametrize.is_parametrized(module) and kind.__dict__.get("__reduce_ex__") is not _reduce:
         kind.__reduce_ex__ = _reduce  # pyright: ignore[reportAttributeAccessIssue] - the class is this module's own
 
 
@@ -82,7 +82,8 @@ def _reduce(self: nn.Module, protocol: Any) -> tuple:  # noqa: ARG001
 
 def _is_made(kind: type) -> bool:
     """Whether a class was made for one module, here or by ``torch.nn.utils.parametrize``."""
-    return "__reduce_ex__" in kind.__dict__ and kind.__dict__["__reduce_ex__"] is _reduce
+    by_torch = kind.__module__ == parametrize.__name__ and kind.__name__.startswith("Parametrized")
+    return by_torch or kind.__dict__.get("__reduce_ex__") is _reduce
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...], whole: bool) -> nn.Module:
