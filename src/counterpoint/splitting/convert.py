@@ -127,10 +127,11 @@ def _chosen(
 
 def _no_layer(name: str, modules: Mapping[str, nn.Module], known: Mapping[str, Layer]) -> Exception:
     """Build the error for a name that is no layer."""
-    inside = [layer for layer in known if layer.startswith(f"{name}.")]
+    inside = [layer for layer in known if not name or layer.startswith(f"{name}.")]
     if name in modules:
         hint = f"; its layers are {', '.join(inside)}" if inside else ""
-        return OptionError(f"split: {name} ({kind_of(modules[name])}) has no parameters of its own{hint}")
+        what = f"{name or 'the network itself'} ({kind_of(modules[name])})"
+        return OptionError(f"split: {what} has no parameters of its own{hint}")
     return unknown("layer of this network", name, known)
 
 

@@ -193,7 +193,7 @@ class SplitPlan:
         try:
             content: Any = json.loads(Path(path).read_text())
             if content.pop("format") != _FORMAT:
-                raise FileError(f"{path}: a plan of another version of counterpoint")
+                raise ValueError("it is of another version of counterpoint")
             return cls(**content)
         except OSError as error:
             raise FileError(f"{path}: cannot be read: {error.strerror}") from error

@@ -74,7 +74,9 @@ def gather(parts: Sequence[Tensor], *, same_noise: bool) -> Streams:
         Streams,
         first.shape,
         dtype=first.dtype,
-        device="meta",  # code in C that assigns or reads it finds no memory and fails, where it would take any address
+        device=torch.device(
+            "meta"
+        ),  # code in C that assigns or reads it finds no memory and fails, where it would take any address
         requires_grad=any(part.requires_grad for part in parts),
     )
     made._parts = tuple(parts)
