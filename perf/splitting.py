@@ -1,8 +1,8 @@
 """Time of a training step of a split network over the same network written by hand: prefix once, then K suffixes.
 
-The network is a residual one (ResNet-18's plan, narrow) as a chain of stages, cut before one stage: by hand, the stages before the cut
-run once and K deep copies of those after it run one after another; split, all layers after the cut have one copy per
-task (``all``) or only the first of them has (``first``: the same work, K times, with most parameters shared), and
+The network is a residual one (ResNet-18's plan, narrow) as a chain of stages, cut before one stage: by hand, the
+stages before the cut run once and K deep copies of those after it run one after another; split, all layers after the
+cut have one copy per task (``all``) or only the first of them has (``first``: the same work, K times, with most parameters shared), and
 ``late`` splits the last layer only, over the unsplit network. Minima over interleaved rounds, forward, backward and
 optimizer step, and forward alone in eval mode; as ratios inside one run.
 
@@ -11,6 +11,7 @@ optimizer step, and forward alone in eval mode; as ratios inside one run.
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import time
@@ -46,7 +47,7 @@ def residual(width: int) -> nn.Sequential:
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     widths = [width, width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
-    blocks = [Block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    blocks = [Block(a, b) for a, b in itertools.pairwise(widths)]
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10))
 
 

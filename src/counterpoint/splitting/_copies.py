@@ -71,6 +71,7 @@ def add_copies(module: nn.Module, name: str, values: Sequence[Tensor], *, same_n
         base: Any = type(module)  # by parametrizations of somebody else's; copies of the module have the same class
         module.__class__ = type(base.__name__, (base,), {"__module__": base.__module__})
     parametrize.register_parametrization(module, name, Copies(len(values), same_noise=same_noise), unsafe=True)
+    add_shortcut(type(module), name)
     type(module)._counterpoint_owner = id(module)  # pyright: ignore[reportAttributeAccessIssue] - its own class
     holders: Any = module.parametrizations
     holder = holders[name]
@@ -82,12 +83,24 @@ def add_copies(module: nn.Module, name: str, values: Sequence[Tensor], *, same_n
             holder.register_buffer(key, value, persistent=persistent)
 
 
-def is_split(module: nn.Module) -> bool:
-    """Whether a module has copies of its own parameters or buffers."""
-    if not parametrize.is_parametrized(module):
-        return False
-    holders: Any = module.parametrizations
-    return any(isinstance(holder[0], Copies) or is_split(holder) for holder in holders.values())
+def add_shortcut(kind: type[nn.Module], name: str) -> None:
+    """Let a parametrized attribute give a selected task's original without the calls of modules in between.
+
+    Args:
+        kind: The class of one module, with the property that ``torch.nn.utils.parametrize`` made.
+        name: The attribute.
+    """
+    slow: Any = kind.__dict__[name]
+
+    def get(self: nn.Module) -> Any:
+        task = selected()
+        holder: Any = self._modules["parametrizations"]._modules[name]  # pyright: ignore[reportOptionalMemberAccess]
+        if task is None or len(holder._modules) != 1 or not isinstance(holder._modules["0"], Copies):
+            return slow.fget(self)
+        key = f"original{task}"
+        return holder._parameters[key] if key in holder._parameters else holder._buffers[key]
+
+    setattr(kind, name, property(get, slow.fset))
 
 
 def num_tasks_of(module: nn.Module) -> int | None:

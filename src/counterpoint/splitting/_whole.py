@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from counterpoint.splitting._copies import Copies, select, selected
+from counterpoint.splitting._copies import Copies, add_shortcut, select, selected
 from counterpoint.splitting._noise import repeated_noise
 from counterpoint.splitting.streams import Streams, collect, count_tasks, join, pick
 
@@ -93,6 +93,7 @@ def _rebuild(base: type[nn.Module], names: tuple[str, ...], whole: bool) -> nn.M
         parametrize._inject_new_class(module)
         for name in names:
             parametrize._inject_property(module, name)
+            add_shortcut(type(module), name)
         type(module).__reduce_ex__ = _reduce  # pyright: ignore[reportAttributeAccessIssue]
     if whole:
         make_whole(module)
