@@ -1,10 +1,10 @@
 """Time of a training step of a split network over the same network written by hand: prefix once, then K suffixes.
 
-The network is a residual one (ResNet-18's plan, narrow) as a chain of stages, cut before one stage: by hand, the
-stages before the cut run once and K deep copies of those after it run one after another; split, all layers after the
-cut have one copy per task (``all``) or only the first of them has (``first``: the same work, K times, with most parameters shared), and
-``late`` splits the last layer only, over the unsplit network. Minima over interleaved rounds, forward, backward and
-optimizer step, and forward alone in eval mode; as ratios inside one run.
+The network is a chain of residual stages (ResNet-18's plan, narrow) or of linear ones, cut before one of them. By
+hand, the stages before the cut run once and K deep copies of the others one after another. Split, all layers after the
+cut have one copy per task (``all``), or only the first of them has (``first``: the same work, most parameters shared).
+``late`` splits the last layer only, over the unsplit network. Minima over interleaved rounds, of forward, backward and
+optimizer step, and of forward alone in eval mode; as ratios inside one run.
 
     python perf/splitting.py [--rounds 15] [--out perf/results/NAME.json]
 """
