@@ -320,3 +320,22 @@ def test_plan_of_another_network():
     split(small(), plan, 2)
     with pytest.raises(OptionError, match=r"not in the network: 1, 4; of another size: 0 \(40 in the plan, 6 here\)"):
         split(nn.Sequential(nn.Linear(2, 2)), plan, 2)
+
+
+class Unpacked(nn.Module):
+    """A split network that returns one output per task."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = apart(split(small(), ["1", "4"], 2))
+
+    def forward(self, x):
+        return streams(self.network(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export():
+    network = Unpacked().eval()
+    exported = torch.export.export(network, (X,)).module()
+    for output, wanted in zip(exported(X), network(X), strict=True):
+        torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
