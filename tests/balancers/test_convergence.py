@@ -66,9 +66,7 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
         balancer.look_ahead(ahead)
         optimizer.zero_grad()
-        batches = [scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset for _ in range(balancer.num_batches)]
-        balancer.backward(batches[0], more=batches[1:])
-        balancer.backward(losses())
+        balancer.backward(losses(), more=[losses() for _ in range(balancer.num_batches - 1)])
         optimizer.step()
         balancer.after_step(losses().detach())
         visited.append(x.detach().clone())

@@ -148,8 +148,8 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch
 
     original = loop.forward
 
-    def sabotage(model, tasks, batch):
-        losses, output = original(model, tasks, batch)
+    def sabotage(model, tasks, batch, *form):
+        losses, output = original(model, tasks, batch, *form)
         if sabotage.method == "pcgrad" and len(tasks) == 2:
             losses["right"] = losses["right"] * float("inf")
         return losses, output
