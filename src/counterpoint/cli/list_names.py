@@ -1,4 +1,4 @@
-"""List what there is, with a line each: balancers, schedules, architectures, datasets, backbones, recipes."""
+"""List what there is, with a line each."""
 
 import argparse
 import fnmatch
