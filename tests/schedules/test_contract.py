@@ -60,7 +60,9 @@ def test_heads_outside_the_group_do_not_move(case):
         return report
 
     for _ in range(4):
-        schedule.step(problem.batch(), problem.optimizer, problem.balancer, update=update)
+        report = schedule.step(problem.batch(), problem.optimizer, problem.balancer, update=update)
+        for group, part in zip(report.groups, report.reports, strict=True):
+            assert part.present.nonzero().flatten().tolist() == list(group)
 
 
 @every
