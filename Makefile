@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format readme clean
+.PHONY: demo test lint format docs clean
 
 # some methods of every kind, beside equal and random weights, so that it ends within two or three minutes; without
 # --balancers all are compared
@@ -26,9 +26,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the generated parts of the README: the table of methods
-readme: $(VENV)/.dev
-	$(BIN)/python tools/readme.py
+# what is generated from the classes: the pages of docs/methods, the table of the README, and the picture and table of
+# docs/toy.md from the walks that are recorded (tools/toy.py walks what is not)
+docs: $(VENV)/.dev
+	$(BIN)/python tools/docs.py
+	$(BIN)/python tools/toy.py --draw
 
 clean:
 	rm -rf $(VENV) runs

@@ -54,6 +54,20 @@ def clock(function, argument) -> float:
     return min(times) * 1000
 
 
+def measure(num_problems: int, sizes=SIZES, report=None) -> dict[str, dict[str, dict[str, float]]]:
+    """Return solver -> kind -> size -> milliseconds."""
+    found: dict[str, dict[str, dict[str, float]]] = {name: {kind: {} for kind in KINDS} for name in SOLVERS}
+    for kind in KINDS:
+        problems = {size: [problem(kind, size, seed) for seed in range(num_problems)] for size in sizes}
+        for name, function in SOLVERS.items():
+            for size in sizes:
+                times = [clock(function, gram) for gram in problems[size]]
+                found[name][kind][f"K={size}"] = round(statistics.median(times), 4)
+            if report is not None:
+                report(f"{name:20}{kind:10}" + "".join(f"{value:10.3f}" for value in found[name][kind].values()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=50)
@@ -61,16 +75,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found: dict[str, dict[str, dict[str, float]]] = {name: {kind: {} for kind in KINDS} for name in SOLVERS}
     print(f"{'ms':20}{'':10}" + "".join(f"{f'K={size}':>10}" for size in SIZES))
-    for kind in KINDS:
-        problems = {size: [problem(kind, size, seed) for seed in range(options.problems)] for size in SIZES}
-        for name, function in SOLVERS.items():
-            for size in SIZES:
-                times = [clock(function, gram) for gram in problems[size]]
-                found[name][kind][f"K={size}"] = round(statistics.median(times), 4)
-            values = found[name][kind].values()
-            print(f"{name:20}{kind:10}" + "".join(f"{value:10.3f}" for value in values), flush=True)
+    found = measure(options.problems, report=lambda line: print(line, flush=True))
     if options.out:
         about = {"torch": torch.__version__, "numpy": np.__version__, "machine": platform.machine()}
         content = {**about, "threads": options.threads, "problems": options.problems, "milliseconds": found}

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +16,18 @@ import counterpoint as cp
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
-]
+BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS)
-def test_block(code):
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
+def test_blocks_of_a_page_in_order(page):
     scope: dict = {"__name__": "block"}
-    exec(compile(code, "block", "exec"), scope)
-    if "balancer.backward" in code:
-        modules = (scope["trunk"], *scope["heads"].values())
-        assert all(parameter.grad is not None for module in modules for parameter in module.parameters())
+    for code in BLOCK.findall(page.read_text()):
+        exec(compile(code, str(page), "exec"), scope)
+        if "balancer.backward" in code:
+            heads = scope["heads"]
+            modules = (scope["trunk"], *(heads.values() if hasattr(heads, "values") else heads))
+            assert all(parameter.grad is not None for module in modules for parameter in module.parameters())
 
 
 def test_the_loop_of_the_readme_learns_and_is_short():
@@ -53,13 +52,56 @@ def test_example(path):
     assert len(path.read_text().splitlines()) <= 100
 
 
-def test_the_generated_table_is_current():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    text = (ROOT / "README.md").read_text()
-    assert tool.updated(text) == text, "run: make readme"
-    assert "| `pcgrad` |" in text
+def tool(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(monkeypatch):
+    docs = tool("docs", monkeypatch)
+    assert not docs.stale(), "run: make docs"
+    assert "| [`pcgrad`](docs/methods/pcgrad.md) |" in docs.README.read_text()
+
+
+def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
+    docs = tool("docs", monkeypatch)
+    shutil.copytree(docs.PAGES, tmp_path / "methods")
+    monkeypatch.setattr(docs, "PAGES", tmp_path / "methods")
+    assert not docs.stale()
+    (docs.PAGES / "gone.md").write_text("of a method that is no more")
+    (docs.PAGES / "mgda.md").write_text("old")
+    (docs.PAGES / "equal.md").unlink()
+    assert {path.name for path in docs.stale()} == {"gone.md", "mgda.md", "equal.md"}
+
+
+@pytest.mark.parametrize("name", cp.balancers.names())
+def test_every_balancer_says_when_not_to_use_it_and_explains_its_options(name, monkeypatch):
+    found = cp.balancers.describe(name)
+    avoid = found.facts.get("avoid", "")
+    assert avoid.startswith("Where "), "one to three sentences"
+    assert avoid.endswith(".")
+    assert 40 < len(avoid) <= 320
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+    for part in (avoid, found.facts["equation"], found.facts["provenance"], "## References", "```python"):
+        assert part in page
+    for option in found.options:
+        assert f"| `{option.name}` |" in page
+    leftover = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    assert not re.search(r":(func|meth|class|mod):|``|^(Args|Returns|Raises|Example):$", leftover, flags=re.MULTILINE)
+
+
+def test_the_page_of_the_toy_problem_is_that_of_the_recorded_walks(monkeypatch):
+    for path, text in tool("toy", monkeypatch).generated().items():
+        assert path.read_text() == text, f"{path.name}: run make docs"
+
+
+def test_links_between_pages_exist():
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_classes_of_the_guide_work_in_a_comparison(tmp_path):
@@ -120,7 +162,7 @@ def test_commands_of_the_readme_are_valid():
     """Each counterpoint command of the README is understood: parsed to the end without being run."""
     from counterpoint.bench.compare import make_config
     from counterpoint.cli._arguments import read_run
-    from counterpoint.cli.compare import _methods
+    from counterpoint.cli.compare import match_methods
     from counterpoint.cli.main import _parser
 
     lines = re.findall(r"^(counterpoint .*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
@@ -131,4 +173,4 @@ def test_commands_of_the_readme_are_valid():
             args.recipe = "digits"
         config = read_run(args, rest)
         if args.verb == "compare":
-            make_config(config, _methods(args.balancers), args.seeds)
+            make_config(config, match_methods(args.balancers), args.seeds)

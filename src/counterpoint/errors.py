@@ -32,6 +32,10 @@ class NonFiniteError(CounterpointError, ArithmeticError):
         self.tasks = tasks
 
 
+class SplitError(CounterpointError, RuntimeError):
+    """Code does something with the values of several tasks that cannot be done for each of them apart."""
+
+
 class SolverError(CounterpointError, RuntimeError):
     """A solver was given a problem that it cannot solve."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 # one chain, and where all rounding errors have one sign 1024 columns lose 3e-6 on some processors
 _COLUMNS_FEW, _COLUMNS_MANY, _FEW = 256, 64, 8
 _TINY, _HUGE = 1e-24, 1e36  # squared lengths between which float32 neither underflows nor overflows
+_PLAIN_EXPONENT = 40.0  # rows whose largest entry is between 2^-40 and 2^40 need no scaling in float32
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
 _DEPENDENT = 1e-12  # an eigenvalue of the cosines this much smaller than the largest one counts as zero
 _NO_DIRECTION = 1e-10  # a vector this much shorter than its terms is rounding, and has no direction
@@ -66,6 +67,45 @@ def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Flo
         >>> cross_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
         tensor([[11.]], dtype=torch.float64)
     """
+    total = _blocked_products(first, second)
+    return (total + total.mT) / 2
+
+
+def inner_products(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
+    """Return all inner products between two sets of rows, accurate for long rows and for any scale, as :func:`gram`.
+
+    Args:
+        first: One row per task.
+        second: The same of other gradients, of the same dtype.
+
+    Returns:
+        Matrix of ``<first_i, second_j>`` in float64; not symmetric. NaN or infinity in a row spoils that row or column.
+
+    Example:
+        >>> inner_products(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 3.0], [0.0, 1.0]]))
+        tensor([[1., 0.],
+                [6., 2.]], dtype=torch.float64)
+    """
+    if first.dtype in (torch.bfloat16, torch.float16):
+        first, second = first.float(), second.float()
+    if not first.shape[1]:
+        return first.new_zeros(len(first), len(second), dtype=torch.float64)
+    (left, up), (right, down) = _in_range(first), _in_range(second)
+    return _blocked_products(left, right) * up[:, None] * down[None, :]
+
+
+def _in_range(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale rows by powers of two where their squares would leave the range of the dtype; return what undoes it."""
+    peak = rows.abs().amax(dim=1).double()
+    usable = torch.isfinite(peak) & (peak > 0)
+    exponent = torch.where(usable, peak.log2().round(), torch.zeros_like(peak))
+    if float(exponent.abs().max()) <= _PLAIN_EXPONENT:
+        return rows, torch.ones_like(peak)
+    return (rows.double() * torch.exp2(-exponent)[:, None]).to(rows.dtype), torch.exp2(exponent)
+
+
+def _blocked_products(first: Tensor, second: Tensor) -> Tensor:
+    """Return the inner products of the rows, summed over blocks of columns in float64."""
     num_rows, num_columns = first.shape
     width = _COLUMNS_FEW if num_rows <= _FEW else _COLUMNS_MANY
     whole = num_columns - num_columns % width
@@ -76,7 +116,7 @@ def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Flo
         total = torch.bmm(left, right.mT).double().sum(dim=0)
     if whole < num_columns:
         total = total + (first[:, whole:] @ second[:, whole:].mT).double()
-    return (total + total.mT) / 2
+    return total
 
 
 def norms(gram: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:

@@ -17,7 +17,7 @@ class Case:
         key: Key in the registry.
         options: Constructor arguments, from the number of tasks.
         variants: Further options that must keep the contract too.
-        kind: "losses", "gram" or "jacobian".
+        kind: What it reads: "losses", "gram", "cross_gram" or "jacobian".
         claims: Properties, by the name of their test: simplex (weights at least 0, sum 1), sum_k (sum K), permutation
             (tasks reordered, weights reordered), degree (exponent d: v(c G) = c^d v(G)), agree (the plain sum if no two
             gradients conflict), descent (<v, g_i> >= 0 for independent gradients), row_scale (what stays if gradients
@@ -119,6 +119,26 @@ CASES = (
             {"initial": -2.0, "lam": 0.0},
         ),
         oracle="ldc_mtl",
+    ),
+    Case(
+        "famo",
+        "losses",
+        variants=({"update": "sgd"}, {"minimum": -1.0, "learning_rate": 0.5, "decay": 0.0}),
+        claims={"simplex": True, "permutation": True},
+        oracle="famo",
+    ),
+    Case(
+        "auto_lambda",
+        "losses",
+        variants=({"parametrization": "softmax"}, {"primary": [0], "initial": 0.5, "learning_rate": 0.2}),
+        claims={"permutation": True},
+    ),
+    Case(
+        "spmtl",
+        "losses",
+        variants=({"threshold": 0.8, "group_penalty": 0.0}, {"threshold": 2.0, "growth": 1.5, "shrinkage": 2.0}),
+        claims={"permutation": True},
+        oracle="spmtl_weights",
     ),
     Case(
         "mgda",
@@ -236,7 +256,60 @@ CASES = (
         claims={"degree": 1, "agree": "sum", **_ZERO},
     ),
     Case(
+        "gradnorm",
+        "gram",
+        variants=(
+            {"alpha": 0.0},
+            {"update": "sgd", "measure": "shared"},
+            {"initial_losses": 2.0, "learning_rate": 0.2},
+        ),
+        claims={"permutation": True, "degree": 1},
+        oracle="gradnorm",
+    ),
+    Case(
+        "sdmgrad",
+        "cross_gram",
+        variants=({"pull": 0.0}, {"pull": 2.0, "inner_steps": 3, "learning_rate": 0.5, "momentum": 0.0}),
+        claims={"simplex": True, "permutation": True, **_ZERO},  # degree 1 but for rounding, which long steps amplify
+        oracle="sdmgrad",
+    ),
+    Case(
+        "modo",
+        "cross_gram",
+        variants=({"learning_rate": 0.1, "rho": 0.0},),
+        claims={"simplex": True, "permutation": True, **_ZERO},
+        oracle="modo",
+    ),
+    Case(
         "graddrop", "jacobian", variants=({"leak": 0.5},), claims={"degree": 1}, oracle="graddrop", in_expectation=True
+    ),
+    Case(
+        "db_mtl",
+        "jacobian",
+        variants=({"beta": 0.0}, {"beta_sigma": 0.0}, {"eps": 1e-3}),
+        claims={"degree": 1, "row_scale": "direction"},
+        oracle="db_mtl",
+    ),
+    Case(
+        "moco",
+        "jacobian",
+        variants=({"variant": "libmtl"}, {"beta_sigma": 0.0, "gamma_sigma": 0.0, "rho": 0.1}, {"gamma": 0.0}),
+        oracle="moco",
+    ),
+    Case(
+        "sam_gs",
+        "jacobian",
+        options=lambda _: {"gamma": 0.5},  # plain gradient steps diverge with 0.1, where the update is of degree 2
+        variants=({"gamma": 0.1}, {"gamma": 1.0, "beta1": 0.0}),
+        oracle="sam_gs",
+    ),
+    Case(
+        "excess_mtl",
+        "jacobian",
+        options=lambda _: {"eps": 0.0},
+        variants=({"eps": 1e-7}, {"eta": 0.5}),
+        claims={"degree": 1},
+        oracle="excess_mtl",
     ),
 )
 BY_KEY = {case.key: case for case in CASES}

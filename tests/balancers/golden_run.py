@@ -3,8 +3,10 @@
 import torch
 
 from balancers.cases import CASES
+from counterpoint.balancers import LookAhead
 
 STEPS = 20
+SPREAD = torch.linspace(0.2, 1.8, 5, dtype=torch.float64)  # of the losses of single instances
 
 
 def loss_curves() -> dict[str, list[list[float]]]:
@@ -24,12 +26,21 @@ def curve(case):
         balancer.generator.manual_seed(11)
     optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.01, momentum=0.5)
     found = []
+
+    def losses_at(shift=0.0, shrink=1.0):
+        pairs = zip(factors * shrink, centers, strict=True)
+        return torch.stack([(f @ (x - c + shift)).square().sum() / 2 + 0.05 for f, c in pairs])
+
+    ahead = LookAhead(losses_at, lambda: losses_at(0.1), [x], optimizer)
     for step in range(STEPS):
-        losses = torch.stack([(f @ (x - c)).square().sum() / 2 + 0.05 for f, c in zip(factors, centers, strict=True)])
+        balancer.look_ahead(ahead)
+        losses = losses_at()
         found.append(losses.tolist())
         optimizer.zero_grad()
-        balancer.backward(losses)
+        more = [losses_at(shrink=0.9**i) for i in range(1, balancer.num_batches)]
+        balancer.backward(losses if balancer.loss_form == "task" else list(losses[:, None] * SPREAD), more=more)
         optimizer.step()
+        balancer.after_step(losses_at().detach())
         if step % 5 == 4:
             balancer.end_epoch()
     return found

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from balancers.comparison import agree
-from counterpoint.balancers import PIVRG, AlignedMTL, ConFIG, DualProj, FairGrad, GradOPS, NashMTL, UPGrad
+from counterpoint.balancers import IMTL, PIVRG, AlignedMTL, ConFIG, DualProj, FairGrad, GradOPS, NashMTL, UPGrad
 from counterpoint.balancers.fairgrad import fairgrad_weights
 from counterpoint.balancers.gradops import deconflicted_rows
 from counterpoint.balancers.imtl_g import imtl_g_weights
@@ -31,6 +31,23 @@ def check_imtl_g_negative_normaliser(case, jacobian):
     products = gram(torch.tensor(case["inputs"]["G"], dtype=torch.float64))
     for guard, name in ((True, "weights_sign_guard"), (False, "weights_paper")):
         agree(imtl_g_weights(products, sign_guard=guard), case["expected"][name], case["tolerance_rel"])
+
+
+def check_imtl_hybrid(case, jacobian):
+    losses = torch.tensor(case["inputs"]["losses"], dtype=torch.float64)
+    balancer = IMTL(len(jacobian), initial=case["inputs"]["s"]).double()
+    with torch.no_grad():  # float32 until here
+        for scalar, value in zip(balancer.first.log_scale, case["inputs"]["s"], strict=True):
+            scalar.fill_(value)
+    weights = balancer.weights(gram(jacobian), losses)
+    scales = torch.tensor(case["inputs"]["s"], dtype=torch.float64).exp()
+    agree(weights / scales, case["expected"]["alpha"], case["tolerance_rel"])
+    agree(weights @ jacobian, case["expected"]["vector"], case["tolerance_rel"])
+    leaf = torch.zeros(jacobian.shape[1], dtype=torch.float64, requires_grad=True)
+    balancer.backward(jacobian @ leaf + losses)
+    own = torch.stack([scalar.grad for scalar in balancer.first.log_scale])
+    agree(own, case["expected"]["s_gradient"], case["tolerance_rel"])
+    agree(leaf.grad, case["expected"]["vector"], case["tolerance_rel"])
 
 
 def check_config(case, jacobian):

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from counterpoint.balancers import (
+    DBMTL,
     DTP,
     DWA,
+    FAMO,
     GLS,
     IMTLG,
     LDCMTL,
@@ -17,19 +19,27 @@ from counterpoint.balancers import (
     PIVRG,
     POMSI,
     RLW,
+    SAMGS,
     STCH,
     AlignedMTL,
+    AutoLambda,
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
     Fixed,
     GradDrop,
+    GradNorm,
     GradOPS,
     GradVac,
+    LookAhead,
+    MoCo,
+    MoDo,
     NashMTL,
     PCGrad,
     ScaleInvariant,
+    SDMGrad,
     Uncertainty,
     UPGrad,
 )
@@ -47,11 +57,20 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
     groups = [{"params": [x]}, {"params": list(balancer.parameters()), "weight_decay": 0.0, "lr": own_rate}]
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
     visited = []
+
+    def losses():
+        return scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset
+
+    ahead = LookAhead(losses, losses, [x], optimizer)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
+        balancer.look_ahead(ahead)
         optimizer.zero_grad()
-        balancer.backward(scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset)
+        batches = [scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset for _ in range(balancer.num_batches)]
+        balancer.backward(batches[0], more=batches[1:])
+        balancer.backward(losses())
         optimizer.step()
+        balancer.after_step(losses().detach())
         visited.append(x.detach().clone())
         if step % 20 == 19:
             balancer.end_epoch()
@@ -80,6 +99,11 @@ PARETO = [
     DualProj(2),
     ConFIG(2),
     GradOPS(2),
+    GradNorm(2),
+    GradNorm(2, alpha=0.0, update="sgd"),
+    SDMGrad(2),
+    SDMGrad(2, pull=0.0),
+    MoDo(2, learning_rate=0.02, rho=0.0),
     MSI(2, static_target=1.0),
     POMSI(2),
     PIVRG(references=[1.0, 1.0], max_norm=1.0),
@@ -95,6 +119,16 @@ PARETO = [
     LDCMTL(2),
     LDCMTL(2, normalization="initial", detach_sum=False),
     LDCMTL(2, normalization="log_ratio", lam=0.05),
+    DBMTL(2),
+    DBMTL(2, beta=0.0),
+    MoCo(2),
+    MoCo(2, variant="libmtl"),
+    SAMGS(2, gamma=1.0),
+    ExcessMTL(2),
+    FAMO(2),
+    AutoLambda(2, learning_rate=1e-3, initial=0.5),
+    AutoLambda(2, parametrization="softmax"),
+    FAMO(2, update="sgd", minimum=-1.0),
 ]
 
 

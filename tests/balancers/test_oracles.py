@@ -1,6 +1,7 @@
 """Oracle values: the printed ones always, the whole file if COUNTERPOINT_ORACLES names its folder."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from balancers import oracles_gram, oracles_losses
+from balancers import oracles_batches, oracles_columns, oracles_gram, oracles_losses
 from balancers.cases import BY_KEY, CASES
 from balancers.comparison import agree
 from counterpoint.balancers import (
     DWA,
+    FAMO,
     GLS,
     IMTLG,
     IMTLL,
@@ -34,12 +36,14 @@ from counterpoint.balancers import (
     UPGrad,
 )
 from counterpoint.balancers.dwa import dwa_weights
+from counterpoint.balancers.famo import famo_gradient
 from counterpoint.balancers.graddrop import graddrop_direction
 from counterpoint.balancers.gradvac import gradvac_weights
 from counterpoint.balancers.mgda import mgda_weights
 from counterpoint.balancers.pcgrad import pcgrad_weights
 from counterpoint.balancers.rlw import rlw_weights
 from counterpoint.linalg import gram, projected_rows
+from counterpoint.solvers.self_paced import self_paced_weights
 
 G = torch.tensor([[1.0, 0, 2, -1], [-2, 1, 0, 3], [0.5, -1, 1, 0]], dtype=torch.float64)
 A = G @ G.T
@@ -191,6 +195,30 @@ def check_gls(case, jacobian):
     agree(weights @ jacobian, case["expected"]["vector"], case["tolerance_rel"])
 
 
+def check_famo(case, jacobian):
+    options, inputs = case["hyperparameters"], case["inputs"]
+    balancer = FAMO(len(jacobian), minimum=options["min_losses"], learning_rate=0.025, decay=options["gamma"])
+    series = [torch.tensor(inputs[f"losses_t{t}"], dtype=torch.float64) for t in range(options["calls"] + 1)]
+    for step, (losses, after) in enumerate(itertools.pairwise(series), 1):
+        expected, tolerance = case["expected"][f"step{step}"], case["tolerance_rel"]
+        logits = balancer.logits.clone()
+        state = copy.deepcopy(balancer.state_dict())
+        agree(balancer.objective(losses), expected["surrogate_loss"], tolerance)
+        balancer.load_state_dict(state)
+        agree(balancer.weights(None, losses), expected["effective_loss_weights"], tolerance)
+        gradient = famo_gradient(losses + 1e-8, after + 1e-8, logits)
+        agree(gradient, expected["logit_gradient"], tolerance)
+        balancer.after_step(after)
+        agree(balancer.logits, expected["logits_after"], tolerance)
+
+
+def check_spmtl_weights(case, jacobian):
+    options, tolerance = case["hyperparameters"], case["tolerance_rel"]
+    losses = torch.tensor(case["inputs"]["instance_losses_of_one_task"], dtype=torch.float64)
+    found = self_paced_weights(losses, threshold=options["lambda"], group_penalty=options["gamma"])
+    agree(found, case["expected"]["v"], tolerance)
+
+
 def check_rlw(case, jacobian):
     draws = torch.tensor(case["inputs"]["z"], dtype=torch.float64)
     agree(rlw_weights(draws), case["expected"]["weights"], case["tolerance_rel"])
@@ -270,7 +298,7 @@ def check_cagrad(case, jacobian):
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
-CHECKS |= oracles_gram.CHECKS | oracles_losses.CHECKS
+CHECKS |= oracles_gram.CHECKS | oracles_losses.CHECKS | oracles_columns.CHECKS | oracles_batches.CHECKS
 
 
 @pytest.mark.parametrize("method", sorted(CHECKS))

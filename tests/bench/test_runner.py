@@ -1,6 +1,7 @@
 """Processes that die by themselves: only the guilty run fails."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -26,6 +27,37 @@ class Deadly(Digits):
             os.kill(os.getpid(), signal.SIGKILL)
         super().__init__(num_train=60, num_val=30, num_test=30)
 '''
+
+LOCKED = """
+import multiprocessing
+import os
+from counterpoint.bench.runner import _forwarding
+
+
+def die(news):
+    news.put("first")
+    news.close()
+    news.join_thread()  # sent
+    news._wlock.acquire()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    news = context.Queue()
+    with _forwarding(news, print):
+        process = context.Process(target=die, args=(news,))
+        process.start()
+        process.join()
+    print("ended")
+"""
+
+
+def test_a_worker_killed_while_it_writes_its_news_holds_nobody_up(tmp_path):
+    script = tmp_path / "locked.py"
+    script.write_text(LOCKED)
+    done = subprocess.run([sys.executable, script], check=True, timeout=100, capture_output=True, text=True)
+    assert done.stdout.split() == ["first", "ended"]
 
 
 def job(tmp_path, name, lives):

@@ -121,6 +121,56 @@ def test_train_prints_and_repeats_the_result(capsys, tmp_path):
     assert "left: accuracy" in capsys.readouterr().out
 
 
+def test_profile_prints_the_table_and_writes_everything(capsys, tmp_path):
+    path = tmp_path / "profile.json"
+    call = ["profile", "digits", *QUICK, "--balancers", "dwa", "pcgra*", "--rounds", "5", "--json", str(path)]
+    assert main(call) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "", "progress must be silent when not on a terminal"
+    assert all(word in captured.out for word in ("summed", "seqK", "pcgrad", "level=features", "dwa: one mode"))
+    content = json.loads(path.read_text())
+    counts = {(cost["method"], cost["mode"]): cost["num_backward"] for cost in content["costs"]}
+    assert counts == {
+        ("summed", "default"): 1,
+        ("seqK", "default"): 2,
+        ("dwa", "default"): 1,
+        ("pcgrad", "default"): 2,
+        ("pcgrad", "features="): 2,
+        ("pcgrad", "level=features"): 1,
+    }
+    assert content["run"]["data"]["options"]["num_train"] == 200
+    assert content["num_tasks"] == 2
+    assert main([*call[:-1], "-", "--level", "parameters", "--rounds", "1"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [cost["mode"] for cost in printed["costs"]] == ["default"] * 4 + ["features="]
+    assert printed["advice"] == ["no advice on 1 rounds: take at least 5"]
+
+
+def test_profile_of_a_network_without_features(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_features.py").write_text(
+        "from counterpoint.architectures import MTLOutput, MultiTaskModel\n"
+        "from torch import nn\n"
+        "class Plain(MultiTaskModel):\n"
+        "    key = 'plain'\n"
+        "    def __init__(self, backbone, heads):\n"
+        "        super().__init__(tuple(heads))\n"
+        "        self.backbone, self.heads = backbone, nn.ModuleDict(dict(heads))\n"
+        "    def forward(self, x, tasks=None):\n"
+        "        z = self.backbone(x)\n"
+        "        return MTLOutput({task: self.heads[task](z) for task in self.asked(tasks)})\n"
+        "    def task_parameters(self, task):\n"
+        "        return self.heads[task].parameters()\n"
+    )
+    call = ["profile", "digits", *QUICK, "--model", "no_features:Plain", "--balancers", "mgda", "--rounds", "1"]
+    assert main(call) == 0
+    assert "the network 'no_features:Plain' returns no features" in " ".join(capsys.readouterr().out.split())
+    code, err, out = failing([*call, "--level", "features"], capsys)
+    assert (code, out) == (2, "")
+    assert "returns no features (MTLOutput.features is empty)" in err
+    assert "take --level parameters" in err
+
+
 def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
     assert main(["train", "digits", *QUICK, "--out", str(tmp_path / "first"), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -210,6 +260,13 @@ def test_a_saved_configuration_is_a_recipe(capsys, tmp_path):
         (["compare", "digits", "--optimizer.groups", "[{match: zzz}]"], "'zzz' fits no parameter"),
         (["compare", "digits", "--workers", "0"], "--workers must be at least 1"),
         (["compare", "digits", "--data.tasks", "[left]"], "at least two tasks"),
+        (["profile", "digits", "--balancers", "pcgrd"], "no balancer is called 'pcgrd'; did you mean pcgrad"),
+        (["profile", "digits", "--balancers", "nothing*"], "no balancer fits the pattern"),
+        (["profile", "digits", "--balancers", "fixed"], "Fixed needs task_weights; give it with 'fixed(task_weights"),
+        (["profile", "digits", "--level", "feature"], "--level must be one of"),
+        (["profile", "digits", "--rounds", "0"], "--rounds must be in [1"),
+        (["profile", "digits", "--data.tasks", "[left]"], "at least two tasks in the batch, got 1: ['left']"),
+        (["profile", "digits", "--round", "3"], "no option '--round' in counterpoint profile; did you mean --rounds"),
         (["report", "nowhere"], "nowhere: no comparison there"),
         (["report", "nowhere", "--jsn"], "did you mean --json"),
     ],

@@ -79,3 +79,16 @@ def test_inputs_are_left_alone():
     copies = scores.clone(), target.clone(), mask.clone()
     cross_entropy(scores, target, mask)
     assert all(torch.equal(one, other) for one, other in zip((scores, target, mask), copies, strict=True))
+
+
+def test_one_loss_for_each_labelled_sample():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 3, 5, generator=generator)
+    target = torch.randint(3, (4, 5), generator=generator)
+    mask = torch.rand(4, 5, generator=generator) < 0.6
+    mask[1] = False
+    found = cross_entropy(scores, target, mask, reduction="none")
+    kept = [torch.nn.functional.cross_entropy(scores[i].T[mask[i]], target[i][mask[i]]) for i in (0, 2, 3)]
+    torch.testing.assert_close(found, torch.stack(kept))
+    plain = cross_entropy(scores[..., 0], target[:, 0], reduction="none")
+    torch.testing.assert_close(plain.mean(), cross_entropy(scores[..., 0], target[:, 0]))

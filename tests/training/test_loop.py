@@ -20,7 +20,9 @@ def read(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2)])
+@pytest.mark.parametrize(
+    ("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2), ("gradnorm", 1), ("modo", 5)]
+)
 def test_result_and_records(make, tmp_path, balancer, passes):
     result = fit(make(balancer, monitor_every=4), tmp_path)
     assert result["steps"] == 15  # three epochs of five batches of at most 16 of 70 samples
@@ -133,3 +135,19 @@ def test_validation_metrics_are_given_to_a_balancer_that_asks(make, tmp_path):
     records = [r for r in read(tmp_path) if r["kind"] == "epoch"]
     told = [{task: record["val"][task]["accuracy"] for task in ("a", "b")} for record in records]
     assert run.balancer.seen == [(values, {"a": True, "b": True}) for values in told]
+
+
+@pytest.mark.parametrize("balancer", ["sdmgrad", "modo"])
+def test_further_batches_are_of_the_training_split_in_other_orders(make, tmp_path, balancer):
+    run = make(balancer, epochs=2)
+    seen = []
+    run.model.register_forward_pre_hook(
+        lambda model, arguments: seen.append(arguments[0].sum(dim=(1, 2, 3))) if model.training else None
+    )
+    fit(run, tmp_path)
+    samples = run.data.split("train").tensors["image"].sum(dim=(1, 2, 3)).sort().values
+    orders = [torch.cat(seen[start : start + 15][batch::3]) for start in (0, 15) for batch in range(3)]
+    assert len(seen) == 30  # two epochs of five steps of three batches
+    assert len({tuple(order.tolist()) for order in orders}) == 6
+    for order in orders:
+        assert torch.equal(order.sort().values, samples)

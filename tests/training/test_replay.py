@@ -62,10 +62,11 @@ class Watching(balancers.LossBalancer):
 
 
 def test_the_loop_serves_losses_after_the_step_and_a_look_ahead(make, tmp_path):
-    run, plain = make("equal", epochs=1), make("equal", epochs=1)
     watching = Watching(tasks=["a", "b"])
+    run = make("equal", epochs=1)
     with RunFolder(tmp_path / "w", {}) as folder:
         result = fit(run.model, run.data, watching, run.optimizer, folder, run.options, fabric=run.fabric)
+    plain = make("equal", epochs=1)
     with RunFolder(tmp_path / "p", {}) as folder:
         expected = fit(
             plain.model, plain.data, plain.balancer, plain.optimizer, folder, plain.options, fabric=plain.fabric

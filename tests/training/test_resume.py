@@ -43,7 +43,13 @@ def records(path):
     return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
 
 
-@pytest.mark.parametrize("balancer", ["equal", "uncertainty", "dwa", "gradvac", "pomsi", "graddrop", "rlw"])
+@pytest.mark.parametrize(
+    "balancer",
+    [
+        *("equal", "uncertainty", "dwa", "gradvac", "pomsi", "graddrop", "rlw", "famo", "auto_lambda", "spmtl"),
+        *("db_mtl", "moco", "sam_gs", "excess_mtl", "gradnorm", "sdmgrad", "modo"),
+    ],
+)
 def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
     options = {"epochs": 5, "monitor_every": 3, "schedule": {"step_size": 2, "gamma": 0.3}, "optimizer": "Adam"}
     whole = run(make(balancer, **options), tmp_path / "whole")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counterpoint import architectures, balancers, losses, metrics, training
-from counterpoint.errors import NonFiniteError
+from counterpoint.errors import NonFiniteError, OptionError
 from counterpoint.tasks import Task
 from counterpoint.training.step import conflict_gram, forward, task_losses
 
@@ -109,3 +109,28 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_keeps_the_checkpoint(
         assert caught.value.tasks == ("b",)
         assert folder.load_checkpoint("last")["epoch"] == 1
         assert folder.result is None
+
+
+def test_losses_by_instance():
+    net, data = Net(), batch(masked=True)
+    output = net(data["image"])
+    found = task_losses(output, TASKS, data, "instance")
+    assert found["a"].shape == (6,)
+    assert found["b"].shape == (3,)  # of the samples with a label
+    for name, scalar in task_losses(output, TASKS, data).items():
+        torch.testing.assert_close(found[name].mean(), scalar)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda prediction, target, mask: prediction.mean(), r"Task 'a': .*takes no reduction=; give it an argument"),
+        (lambda prediction, target, mask, **_: prediction.mean(), r"Task 'a': .*has shape \(\) with reduction='none'"),
+    ],
+)
+def test_a_loss_of_ones_own_without_instances_is_refused(loss, message):
+    task = Task("a", loss, {"accuracy": metrics.accuracy(3)}, 3)
+    balancer = balancers.create("spmtl", tasks=["a"])
+    net = Net()
+    with pytest.raises(OptionError, match=message):
+        training.training_step(net, [task], batch(), balancer, torch.optim.SGD(net.parameters(), 0.1))

@@ -35,7 +35,8 @@ class HardSharing(MultiTaskModel):
         """Run the trunk once and the head of each task that is asked for."""
         asked = self.asked(tasks)
         features = self.backbone(x)
-        return MTLOutput({task: self.heads[task](features) for task in asked}, features=(features,))
+        cut = (features,) if type(features) is Tensor else ()  # a split trunk gives streams: one tensor per task
+        return MTLOutput({task: self.heads[task](features) for task in asked}, features=cut)
 
     def task_parameters(self, task: str) -> Iterator[nn.Parameter]:
         """Yield the parameters of the task's head."""

@@ -86,6 +86,7 @@ class Balancer(StatefulModule, ABC):
     source: ClassVar[str]  # citation
     provenance: ClassVar[str]  # released code, paper, or our reading
     scale: ClassVar[str]  # of the update, in the paper's own convention
+    avoid: ClassVar[str]  # when not to use it: one to three sentences, "Where ..."
     cost: ClassVar[str]
     reads: str
     task_gradients: str = "raw"  # what task parameters get: "raw", or "weighted" by the task's weight

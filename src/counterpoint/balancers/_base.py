@@ -3,13 +3,14 @@
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from counterpoint import gradients, linalg
+from counterpoint._checks import check_choice
 from counterpoint.balancers._balancer import Balancer as Balancer
 from counterpoint.balancers._balancer import Call, Measure
 from counterpoint.balancers._losses import Step, check_values
@@ -19,7 +20,8 @@ from counterpoint.balancers._weighted import Own, WeightedPass
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
 from counterpoint.gradients.reduce import gather_columns, mean_over_ranks, together
 
-Found = gradients.TaskGradients | gradients.LayerGradients
+Found = gradients.TaskGradients | gradients.ByLeaf
+Engine = Literal["auto", "rows", "low_memory"]
 
 
 class LossBalancer(WeightedPass):
@@ -102,14 +104,25 @@ class Balanced:
 
 
 class GradientBalancer(WeightedPass):
-    """What the two kinds that read task gradients have in common."""
+    """What the two kinds that read task gradients have in common.
 
-    measure: Measure = "shared"  # what the Gram matrix is of, where the call does not say
+    Attributes:
+        engine: How the Gram matrix of the parameters' gradients is made, for methods that read no more; the result is
+            the same but for rounding. ``"auto"`` takes what is fastest, ``"rows"`` forms every gradient,
+            ``"low_memory"`` keeps little more than one backward pass does, for the time of one further pass. In a
+            process group, and where the network cannot be divided, it is ``"rows"``. May be set at any time.
+            Only ``"rows"`` leaves a ``.grad`` worth reading on a tensor inside the network that was told to retain it.
+        measure: What the Gram matrix is of, where the call does not say.
+    """
+
+    engine: Engine = "auto"
+    measure: Measure = "shared"
 
     def _backward(self, step: Step, call: Call) -> BalancerReport:
-        leaves = self._measured(step, call)
-        if leaves is not None:
-            return self._backward_measured(step, call, leaves)
+        with together(self._owner, call.group):
+            measured = self._measured(step, call)
+        if measured is not None:
+            return self._backward_measured(step, call, measured)
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
             found = self._task_gradients(step, call, scale)
@@ -149,10 +162,13 @@ class GradientBalancer(WeightedPass):
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""
-        if self.reads == "gram" and call.group is None and call.level == "parameters":
-            found = gradients.layer_gradients(
-                step.losses, shared=call.shared, features=call.features, scale=scale, workspace=self._workspace
-            )
+        check_choice(f"{self._owner}: engine", self.engine, get_args(Engine))
+        if self.reads == "gram" and call.group is None and call.level == "parameters" and self.engine != "rows":
+            where = {"shared": call.shared, "features": call.features, "scale": scale}
+            if self.engine == "low_memory":
+                found = gradients.low_memory_gradients(step.losses, **where)
+            else:
+                found = gradients.layer_gradients(step.losses, **where, workspace=self._workspace)
             if found is not None:
                 return found
         return gradients.task_gradients(
@@ -166,7 +182,7 @@ class GradientBalancer(WeightedPass):
 
     def _average_rows(self, found: Found, call: Call) -> None:
         """Average the private gradients, and the rows if they are gradients of parameters, over a group."""
-        if call.group is None or isinstance(found, gradients.LayerGradients):
+        if call.group is None or isinstance(found, gradients.ByLeaf):
             return
         for leaves, own in zip(found.scope.private, found.private, strict=True):
             for position, (leaf, gradient) in enumerate(zip(leaves, own, strict=True)):
@@ -243,23 +259,23 @@ class GradientBalancer(WeightedPass):
             return None
         if call.level == "features":
             raise OptionError(
-                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'"
+                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'; "
+                "build it with measure='shared'"
             )
         if not isinstance(measure, str):
-            return list(measure)
-        return gradients.last_layer(gradients.find_scope(step.losses, shared=call.shared, features=call.features))
+            leaves = list(measure)
+            if not leaves:
+                raise OptionError(f"{self._owner}: measure= is an empty list; pass shared parameters, or 'last'")
+            return leaves
+        return gradients.last_layer(step.losses, shared=call.shared, features=call.features)
 
     def _backward_measured(self, step: Step, call: Call, leaves: Sequence[Tensor]) -> BalancerReport:
         """Weigh the tasks by their gradients of some leaves, then run one weighted backward pass."""
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
-            rows = gradients.subset_rows(
-                step.losses,
-                leaves,
-                scale=scale,
-                workspace=self._workspace,
-                average=lambda rows: self._average(rows, call.group),
-            )
+            rows = gradients.subset_rows(step.losses, leaves, scale=scale, workspace=self._workspace)
+        self._average([rows], call.group)
+        with together(self._owner, call.group):
             gram = linalg.gram(rows)
             bad = [position for position, square in enumerate(gram.diagonal().tolist()) if square - square != 0.0]
             if bad and call.scaler is None:
@@ -269,7 +285,7 @@ class GradientBalancer(WeightedPass):
         assert balanced.weights is not None
         private = ones if balanced.private is None else balanced.private
         overflow = self._write_weighted(step, call, balanced.weights.to(ones), private.to(ones), balanced.own)
-        return make_report(step, balanced.weights, gram, call.level, 1, skipped=overflow)
+        return make_report(step, None if bad else balanced.weights, gram, call.level, 1, skipped=overflow)
 
 
 class GramBalancer(GradientBalancer):
@@ -317,6 +333,7 @@ class JacobianBalancer(GradientBalancer):
 
     reads: str = "jacobian"
     cost: ClassVar[str] = "K backward passes (1 at level='features'), memory for K gradients"
+    _undone = ("_layout",)
 
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None
@@ -346,18 +363,26 @@ class JacobianBalancer(GradientBalancer):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the combined row of a checked matrix; :meth:`combine` calls this.
 
-        A method whose combined row is a weighted sum of the rows returns the row and the weights (k,).
+        A method whose combined row is a weighted sum of the rows, or of their running means, returns the row and the
+        weights (k,).
         """
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; with ``keeps_columns`` into the same columns at every step.
 
         Raises:
-            OptionError: If the columns cannot be known, since a task is absent.
+            OptionError: If the columns cannot be known, since a task is absent, or are not those of the steps before.
         """
         if not self.keeps_columns:
             return super()._task_gradients(step, call, scale)
-        layout = self._layout.get() if call.shared is None else list(call.shared)
+        layout, given = self._layout.get(), list(dict.fromkeys(call.shared or ()))
+        if layout and given and set(layout) != set(given):
+            raise OptionError(
+                f"{self._owner}: this method has a state for each coordinate of the shared parameters, and shared= has "
+                f"{len(given)} parameters that are not the {len(layout)} of the steps before; pass the same ones at "
+                "every step, or call reset() to start over"
+            )
+        layout = layout or given
         if not layout and len(step.present) < self.num_tasks:
             raise OptionError(
                 f"{self._owner}: this method has a state for each coordinate of the shared parameters, and a batch "

@@ -53,7 +53,7 @@ def read_losses(
         NonFiniteError: If a loss is NaN or infinite.
         OptionError: If a loss is negative where it must not be.
     """
-    names, given = _align(owner, num_tasks, names, losses)
+    names, given = align(owner, num_tasks, names, losses)
     present = tuple(task for task, loss in enumerate(given) if loss is not None)
     found = tuple(
         _check_scalar(f"{owner}: the loss of task {names[task]!r}", loss)
@@ -71,10 +71,34 @@ def read_losses(
     return step
 
 
-def _align(
+def read_values(
+    owner: str, num_tasks: int, names: tuple[str, ...] | None, losses: Losses
+) -> tuple[tuple[str, ...], tuple[int, ...], Tensor]:
+    """Return the names of all tasks, which are present, and their losses (k,) in float64; no graph is needed.
+
+    Raises:
+        ShapeError: If the number of losses is not K, or one is no real scalar.
+        UnknownNameError: If a mapping has a task that is not among the names.
+        NonFiniteError: If a loss is NaN or infinite.
+    """
+    names, given = align(owner, num_tasks, names, losses)
+    present = tuple(task for task, loss in enumerate(given) if loss is not None)
+    values = []
+    for task in present:
+        loss = given[task]
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ShapeError(f"{owner}: the loss of task {names[task]!r} must be a real scalar tensor, got {shown}")
+        values.append(loss.detach().reshape(()).double())
+    found = torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
+    check_values(owner, [names[task] for task in present], found, nonnegative=False)
+    return names, present, found
+
+
+def align(
     owner: str, num_tasks: int, names: tuple[str, ...] | None, losses: Losses
 ) -> tuple[tuple[str, ...], list[Tensor | None]]:
-    """Return the names of all tasks and the loss of each.
+    """Return the names of all tasks and what was given for each.
 
     Raises:
         ShapeError: If the number of losses does not fit.

@@ -1,12 +1,13 @@
 """What survives a step: buffers and parameters declared once, with reset and undo."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-Snapshot = tuple[list[tuple[nn.Module, str, Tensor]], list[tuple[torch.Generator, Tensor]]]
+Tensors = list[tuple[nn.Module, str, Tensor]]
+Snapshot = tuple[Tensors, list[tuple[torch.Generator, Tensor]], Sequence[tuple[nn.Module, str, Any]]]
 
 
 class StatefulModule(nn.Module):
@@ -15,6 +16,8 @@ class StatefulModule(nn.Module):
     Args:
         generator: Source of randomness; part of the state.
     """
+
+    _undone: ClassVar[tuple[str, ...]] = ()  # attributes, no tensors, that a refused step must put back as well
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -71,11 +74,12 @@ class StatefulModule(nn.Module):
             for module, name, value in self._owned()
         ]
         generators = [module.generator for module in self._stateful() if module.generator is not None]
-        return tensors, [(generator, generator.get_state()) for generator in generators]
+        other = [(module, name, getattr(module, name)) for module in self._stateful() for name in module._undone]
+        return tensors, [(generator, generator.get_state()) for generator in generators], other
 
     @staticmethod
     def _restore(snapshot: Snapshot) -> None:
-        tensors, generators = snapshot
+        tensors, generators, other = snapshot
         with torch.no_grad():
             for module, name, kept in tensors:
                 if _is_lazy(module, name):
@@ -84,6 +88,8 @@ class StatefulModule(nn.Module):
                     getattr(module, name).copy_(kept)
         for generator, state in generators:
             generator.set_state(state)
+        for module, name, value in other:
+            setattr(module, name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in self._lazy:

@@ -32,10 +32,10 @@ class WeightedPass(Balancer):
         scale = call.scale(step.values.device)
         with together(self._owner, call.group):
             if private is None:
-                scope = gradients.find_scope(step.losses)
+                targets, apart = gradients.find_leaves(step.losses), []
             else:
                 scope = gradients.find_scope(step.losses, shared=call.shared, features=call.features)
-        leaves = dict.fromkeys(leaf for group in scope.private for leaf in group)
+                targets, apart = list(scope.shared), list(dict.fromkeys(leaf for own in scope.private for leaf in own))
         overflow = False
 
         def check(found: Sequence[Tensor]) -> None:
@@ -44,19 +44,15 @@ class WeightedPass(Balancer):
             self._average(everything, call.group)
             overflow = overflow or not gradients.all_finite(everything)
             if overflow and call.scaler is None:
-                tasks = [
-                    at
-                    for at, group in enumerate(scope.private)
-                    if not gradients.all_finite([by_leaf.get(leaf, leaf.grad) for leaf in group])
-                ]
-                raise self._nonfinite(step, tasks)
+                shared = None if private is None else call.shared
+                groups = gradients.find_scope(step.losses, shared=shared, features=call.features).private
+                own_gradients = [[by_leaf.get(leaf, leaf.grad) for leaf in group] for group in groups]
+                bad = [at for at, group in enumerate(own_gradients) if not gradients.all_finite(group)]
+                raise self._nonfinite(step, bad)
 
         by_leaf: dict[Tensor, Tensor | None] = {}
-        if private is None:
-            targets = [*scope.shared, *leaves]
-        else:
-            targets = list(scope.shared)
-            by_leaf = self._apart(step, call, list(leaves), self._seeds(step, private, scale), more=bool(targets))
+        if private is not None:
+            by_leaf = self._apart(step, call, apart, self._seeds(step, private, scale), more=bool(targets))
         if targets:
             gradients.backward_into(step.losses, self._seeds(step, weights, scale), targets, check)
         else:

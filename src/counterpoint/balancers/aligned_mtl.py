@@ -73,6 +73,10 @@ class AlignedMTL(GramBalancer):
     source = "Senushkin et al., Independent Component Alignment, CVPR 2023, arXiv:2305.19000"
     provenance = "paper (Algorithm 1); scale modes from the released code"
     scale = "length sigma |p| for independent gradients: sigma / sqrt(K)"
+    avoid = (
+        "Where gradients are nearly dependent or one is very short: with scale_mode='min' the whole update is as "
+        "short as their least singular value. It can conflict with single tasks."
+    )
 
     def __init__(
         self,

@@ -86,6 +86,10 @@ class CAGrad(GramBalancer):
     source = "Liu et al., Conflict-Averse Gradient Descent, NeurIPS 2021, arXiv:2110.14048"
     provenance = "paper (Algorithm 1), dual solved exactly; c and rescale checked against the released code"
     scale = "mean"
+    avoid = (
+        "Where no task may get worse: for c below 1 it only lessens the worst conflict. The mean gradient that it "
+        "stays near follows the longest gradients, so losses of different size need scaling first."
+    )
 
     def __init__(
         self,

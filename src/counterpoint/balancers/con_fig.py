@@ -87,6 +87,10 @@ class ConFIG(GramBalancer):
     source = "Liu, Chu, Thuerey, ConFIG, ICLR 2025, arXiv:2408.11104"
     provenance = "paper and released code (length models); momentum version left out"
     scale = "sum of the projections on the direction"
+    avoid = (
+        "Where gradients are nearly opposed: the common angle comes near 90 degrees, and the sum of projections, so "
+        "the step, near 0. A task whose gradient is short and mostly noise turns the direction as much as any."
+    )
 
     def __init__(
         self,

@@ -77,6 +77,10 @@ class DTP(LossBalancer):
     source = "Guo, Haque, Huang, Yeung, Fei-Fei, Dynamic Task Prioritization for Multitask Learning, ECCV 2018"
     provenance = "paper, task level; weight of the running mean and map of a metric to a KPI are ours"
     scale = "focal weights, towards 0 as tasks are solved; with normalize weights sum to K"
+    avoid = (
+        "Where no metric between 0 and a known best value is at hand, or where losses differ in size: the "
+        "weights ignore it. The update vanishes as all tasks come near their best value."
+    )
     needs = frozenset({"metrics"})
 
     kpi: Tensor

@@ -58,6 +58,10 @@ class DualProj(DualConeBalancer):
     source = "Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017, arXiv:1706.08840"
     provenance = "paper (Eq. 8), for the mean of the task gradients; projection exact"
     scale = "mean"
+    avoid = (
+        "Where every task has to progress: if the mean conflicts with some tasks, the update mostly has a product of "
+        "0 with them, so they stand still. Long gradients dominate the mean."
+    )
 
     def project(self, gram: Tensor, preference: Tensor) -> tuple[Tensor, float]:
         """Return the weights and the residual; see :func:`dual_proj_weights`."""

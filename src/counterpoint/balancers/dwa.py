@@ -59,6 +59,11 @@ class DWA(PeriodicLossBalancer):
     source = "Liu, Johns, Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv:1803.10704"
     provenance = "paper (Eq. 7)"
     scale = "weights sum to K"
+    avoid = (
+        "Where losses differ in size: it looks at how fast each one falls and not at how large it is, and while all "
+        "fall no two weights differ by more than e^(1/T), 1.65 for T = 2. It sees no conflicts, and without "
+        "end_epoch() or period it is equal weighting."
+    )
     needs = frozenset({"epochs"})
 
     last: Tensor

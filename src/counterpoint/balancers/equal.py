@@ -28,6 +28,10 @@ class Equal(LossBalancer):
     source = "Caruana, Multitask Learning, Machine Learning 1997"
     provenance = "folklore baseline"
     scale = "sum"
+    avoid = (
+        "Where losses differ in size or gradients conflict: the task with the longest gradient decides, and nothing "
+        "keeps the others from getting worse."
+    )
 
     def __init__(self, num_tasks: int | None = None, *, tasks: Sequence[str] | None = None) -> None:
         super().__init__(num_tasks, tasks)

@@ -74,6 +74,11 @@ class FairGrad(GramBalancer):
     source = "Ban and Ji, Fair Resource Allocation in Multi-Task Learning, ICML 2024, arXiv:2402.15638"
     provenance = "paper, equation solved exactly; default alpha and clipping from the released code"
     scale = "of degree (1 - alpha) / (1 + alpha) in the gradients; K orthogonal unit gradients are added up"
+    avoid = (
+        "Where the step has to shrink by itself near the optimum: the length of the update does not depend on that of "
+        "the gradients for alpha = 1, and for larger alpha it grows as they shrink, so set max_norm or let the "
+        "learning rate decay. Only alpha = 1 ignores the size of the losses."
+    )
 
     def __init__(
         self,

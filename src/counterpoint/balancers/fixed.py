@@ -48,6 +48,10 @@ class Fixed(LossBalancer):
     source = "folklore; as a baseline Xin et al., NeurIPS 2022, arXiv:2209.11379"
     provenance = "folklore baseline"
     scale = "sum with the given weights, not normalized"
+    avoid = (
+        "Where the weights are not known beforehand: K - 1 of them have to be searched for, and they fit one scale of "
+        "the losses only. It sees no conflicts."
+    )
 
     def __init__(
         self,

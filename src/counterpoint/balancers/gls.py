@@ -48,6 +48,10 @@ class GLS(LossBalancer):
     source = "Chennupati et al., MultiNet++, CVPR Workshops 2019, arXiv:1904.08492"
     provenance = "paper; without its variant of focus tasks"
     scale = "geometric mean: weights L / (K L_i)"
+    avoid = (
+        "Where a loss can be negative (refused) or comes near 0: its weight L / (K L_i) outgrows all others, and "
+        "below 1e-12 that task is not trained at all. It sees no conflicts."
+    )
     nonnegative_losses = True
 
     def __init__(self, num_tasks: int | None = None, *, tasks: Sequence[str] | None = None) -> None:

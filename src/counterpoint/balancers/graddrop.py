@@ -42,20 +42,33 @@ def graddrop_direction(
     """
     dtype = torch.promote_types(torch.float32, jacobian.dtype)
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
+    leaking = bool(leak.any())
     direction = jacobian.new_empty(jacobian.shape[1])
     for start in range(0, jacobian.shape[1], _COLUMNS):
         block = jacobian[:, start : start + _COLUMNS].to(dtype)
         draw = uniform[start : start + _COLUMNS].to(block)
         above, below = block.clamp(min=0), block.clamp(max=0)
-        peak = block.abs().amax(dim=0)  # the sums of entries near the largest number would overflow
-        unit = torch.where(peak > 0, peak, 1.0)
-        up, down = (above / unit).sum(dim=0), (below / unit).sum(dim=0)
-        total = up - down
-        purity = torch.where(total > 0, up / torch.where(total > 0, total, 1.0), 0.5)
-        positive = torch.where(purity > draw, kept @ above, 0.0)
-        negative = torch.where(purity < draw, kept @ below, 0.0)
-        direction[start : start + _COLUMNS] = (positive + negative + passed @ block).to(direction)
+        up, down = above.sum(dim=0), below.sum(dim=0)
+        purity = _purity(up, down)
+        if purity is None:  # sums of entries near the largest or the smallest number
+            unit = block.abs().amax(dim=0)
+            unit = torch.where(unit > 0, unit, 1.0)
+            purity = _purity((above / unit).sum(dim=0), (below / unit).sum(dim=0))
+            assert purity is not None
+        if leaking:
+            up, down = kept @ above, kept @ below
+        found = torch.where(purity > draw, up, torch.where(purity < draw, down, 0.0))
+        direction[start : start + _COLUMNS] = found + passed @ block if leaking else found
     return direction
+
+
+def _purity(up: Tensor, down: Tensor) -> Tensor | None:
+    """Return the share of the positive sums, 0.5 where all is 0; ``None`` if a sum overflows or is subnormal."""
+    total = up - down
+    least = float(torch.where(total > 0, total, 1.0).amin())
+    if not float(total.amax()) < float("inf") or least < torch.finfo(total.dtype).tiny * 1e8:
+        return None
+    return torch.where(total > 0, up / total, 0.5)
 
 
 @final
@@ -77,6 +90,11 @@ class GradDrop(JacobianBalancer):
     source = "Chen et al., Just Pick a Sign, NeurIPS 2020, arXiv:2010.06808"
     provenance = "paper (Algorithm 1, f the identity), on gradients of parameters as most released codes do"
     scale = "sum"
+    avoid = (
+        "Where memory is short, since all K gradients of the shared parameters are formed; or where runs are short, "
+        "since random draws decide the sign of every coordinate. In expectation it is the plain sum, so long "
+        "gradients dominate it."
+    )
 
     def __init__(
         self,

@@ -108,6 +108,10 @@ class GradOPS(GramBalancer):
     source = "Zhu et al., Gradient Deconfliction via Orthogonal Projections onto Subspaces, WSDM 2025, arXiv:2503.03438"
     provenance = "paper for the projections; the weights of the trade-off (alpha other than 0) are our reading"
     scale = "sum"
+    avoid = (
+        "Where gradients are nearly dependent, as with many similar tasks: a conflicting gradient loses all that lies "
+        "in the span of the others, and hardly anything is left. Long gradients dominate the sum."
+    )
 
     def __init__(self, num_tasks: int | None = None, *, tasks: Sequence[str] | None = None, alpha: float = 0.0) -> None:
         super().__init__(num_tasks, tasks)

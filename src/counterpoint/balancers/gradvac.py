@@ -93,6 +93,11 @@ class GradVac(GramBalancer):
     source = "Wang et al., Gradient Vaccine, ICLR 2021, arXiv:2010.05874"
     provenance = "paper (Algorithm 1); one group of parameters"
     scale = "sum"
+    avoid = (
+        "Where conflicts are to be removed: a pair is changed only when its cosine falls below its own running mean, "
+        "so a conflict that is usual stays. Long gradients dominate the sum, and the result depends on a random "
+        "order."
+    )
 
     rho: Tensor
 

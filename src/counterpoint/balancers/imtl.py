@@ -33,6 +33,11 @@ class IMTL(Chain):
     source = "Liu et al., Towards Impartial Multi-task Learning, ICLR 2021"
     provenance = "paper; the sign guard and the pseudo-inverse for dependent gradients are ours"
     scale = "weights exp(s_i) w_i with w of IMTL-G, whose sum is 1 (or -1 where the sign guard acts)"
+    avoid = (
+        "Where gradients depend linearly on each other, or point against each other: no direction has equal "
+        "angles to all then. Behind it the loss scales act on the heads and on the length of the shared "
+        "update only."
+    )
     reads = IMTLG.reads
     cost = IMTLG.cost
     nonnegative_losses = True

@@ -66,6 +66,11 @@ class IMTLG(GramBalancer):
     source = "Liu et al., Towards Impartial Multi-task Learning, ICLR 2021"
     provenance = "paper (closed form); the sign guard and the pseudo-inverse for dependent gradients are ours"
     scale = "weights sum to 1 (to -1 where the sign guard acts)"
+    avoid = (
+        "Where gradients are nearly dependent, as with many similar tasks: the weights get large and can be negative, "
+        "and with dependent gradients the angles are equal in the sense of least squares only. A task whose gradient "
+        "is short and mostly noise counts as much as any."
+    )
 
     def __init__(
         self,

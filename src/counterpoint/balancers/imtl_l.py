@@ -51,6 +51,10 @@ class IMTLL(LossBalancer):
     source = "Liu et al., Towards Impartial Multi-task Learning, ICLR 2021"
     provenance = "paper"
     scale = "weights exp(s_i), at the fixed point 1 / L_i"
+    avoid = (
+        "Where a loss can be negative (refused) or comes near 0, since its weight then grows like 1 / L; or where the "
+        "balancer's parameters are in no optimizer, for then nothing is learned. It sees no conflicts."
+    )
     nonnegative_losses = True
 
     log_scale: nn.ParameterList

@@ -94,6 +94,10 @@ class LDCMTL(LossBalancer):
     source = "Xiao, Dong, Zou, Ji, LDC-MTL, arXiv:2502.08585"
     provenance = "released code, with free parameters as router; first value and absent tasks are ours"
     scale = "mean of the normalized losses, and the penalty"
+    avoid = (
+        "Where the order of the tasks should not matter: the penalty compares neighbors only. Losses of "
+        "different size need normalization, and with the sum detached every weight is drawn towards 0."
+    )
     needs = frozenset({"epochs"})
     nonnegative_losses = True
 

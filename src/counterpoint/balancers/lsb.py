@@ -92,6 +92,10 @@ class LSB(PeriodicLossBalancer):
     source = "Lee, Lee, Kim, Learning Multiple Pixelwise Tasks Based on Loss Scale Balancing, ICCV 2021"
     provenance = "our reconstruction from the abstract; difficulty, period and normalization are not the paper's text"
     scale = "weights sum to K"
+    avoid = (
+        "Where the paper itself is to be compared: its exact rule is not known and this is a reconstruction. "
+        "Conflicts between tasks are not seen."
+    )
     needs = frozenset({"epochs"})
     nonnegative_losses = True
 

@@ -102,6 +102,11 @@ class MGDA(GramBalancer):
     source = "Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, NeurIPS 2018, arXiv:1810.04650"
     provenance = "paper (Eq. 3), solved exactly; normalizations and weighted task gradients from the released code"
     scale = "convex combination: weights sum to 1"
+    avoid = (
+        "Where one gradient is much shorter than the others, from a loss of small scale or a task that is nearly "
+        "solved: the shortest combination follows it, and the other tasks hardly move (normalization='l2' mends "
+        "this). It stops at the first Pareto-stationary point it meets, however unequal that is."
+    )
     task_gradients = "weighted"
 
     def __init__(

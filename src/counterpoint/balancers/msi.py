@@ -72,6 +72,10 @@ class MSI(MagnitudeBalancer):
     source = "Jiang et al., Mitigating Scale Imbalance and Conflicting Gradients, Frontiers of Computer Science, 2024"
     provenance = "our reading of the abstract; the paper's formulas could not be obtained"
     scale = "sum, total squared length kept (pair)"
+    avoid = (
+        "Where gradients conflict: it changes lengths, never directions. Where the published method is wanted: this "
+        "is our reading of an abstract."
+    )
 
     def rescale(self, gram: Tensor, state: MagnitudeState, options: MagnitudeRule) -> tuple[Tensor, MagnitudeState]:
         """Return the weights and the new state; see :func:`msi_weights`."""

@@ -69,6 +69,11 @@ class NashMTL(GramBalancer):
     source = "Navon et al., Multi-Task Learning as a Bargaining Game, ICML 2022, arXiv:2202.01017"
     provenance = "paper, equation solved exactly; clipping, reuse of weights and weighted task gradients as released"
     scale = "length sqrt(K), clipped to max_norm = 1"
+    avoid = (
+        "Where the step has to shrink by itself near the optimum: with max_norm=1 every update has length 1, so a "
+        "constant learning rate keeps it moving. By default task parameters are weighted too, and then their step "
+        "sizes change with the weights."
+    )
     task_gradients = "weighted"
 
     last: Tensor

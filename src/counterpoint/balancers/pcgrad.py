@@ -63,6 +63,10 @@ class PCGrad(GramBalancer):
     source = "Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, arXiv:2001.06782"
     provenance = "paper (Algorithm 1); released code read, its order is not random"
     scale = "sum"
+    avoid = (
+        "Where no task may get worse and there are three or more: the result depends on a random order and can still "
+        "conflict. Long gradients dominate the sum, and two opposed gradients stop it wherever that happens."
+    )
 
     def __init__(
         self,

@@ -105,6 +105,11 @@ class PIVRG(GramBalancer):
     source = "Qin, Wang, Yan, Revisiting Fairness in Multitask Learning, CVPR 2025"
     provenance = "released code (formulas), equation solved exactly; scores on the validation split"
     scale = "of degree -1/3 in the gradients; K orthogonal unit gradients are added up"
+    avoid = (
+        "Where single-task results are not at hand, since it needs one for each task, and a metric of each after "
+        "every validation. Its update grows as gradients shrink (degree -1/3), so set max_norm or let the learning "
+        "rate decay."
+    )
     needs = frozenset({"metrics"})
 
     scores: Tensor

@@ -72,6 +72,10 @@ class POMSI(MagnitudeBalancer):
     source = "Jiang et al., Mitigating Scale Imbalance and Conflicting Gradients, Frontiers of Computer Science, 2024"
     provenance = "projection then rescaling from the paper's figure; the rescaling is our reading"
     scale = "sum, total squared length of the projected gradients kept (pair)"
+    avoid = (
+        "Where the published method is wanted: the rescaling is our reading of an abstract. With three tasks or more "
+        "the result depends on a random order and can still conflict."
+    )
 
     def rescale(self, gram: Tensor, state: MagnitudeState, options: MagnitudeRule) -> tuple[Tensor, MagnitudeState]:
         """Return the weights and the new state; see :func:`pomsi_weights`."""

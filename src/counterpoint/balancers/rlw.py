@@ -60,6 +60,10 @@ class RLW(LossBalancer):
     source = "Lin et al., Reasonable Effectiveness of Random Weighting, TMLR 2022, arXiv:2111.10603"
     provenance = "paper and released code for 'normal'; normalization of the other distributions is our reading"
     scale = "weights sum to 1"
+    avoid = (
+        "Where losses differ in size or gradients conflict: in expectation it is the plain mean of the losses, so it "
+        "corrects neither, and the draws add noise to every step."
+    )
 
     def __init__(
         self,

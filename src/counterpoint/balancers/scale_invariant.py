@@ -69,6 +69,10 @@ class ScaleInvariant(LossBalancer):
     source = "folklore; baseline SI in the code of Navon et al., ICML 2022, arXiv:2202.01017"
     provenance = "formulas of released code (nash-mtl; log1p: Aligned-MTL); eps is ours"
     scale = "weights w_i / L_i, not normalized"
+    avoid = (
+        "Where a loss can come near 0: its weight is 1 / L, so a solved task takes over. Conflicts between "
+        "tasks are not seen."
+    )
     nonnegative_losses = True
 
     def __init__(

@@ -100,6 +100,10 @@ class STCH(PeriodicLossBalancer):
     )
     provenance = "released code, or paper with variant='paper'; tasks that miss the warm-up are our reading"
     scale = "weights K softmax_i / L_i; with variant='paper' p_i softmax_i"
+    avoid = (
+        "Where losses can be 0 or negative. A small mu follows the worst task alone from step to step, a "
+        "large one is nearly the sum of the log losses."
+    )
     needs = frozenset({"epochs"})
     nonnegative_losses = True
 

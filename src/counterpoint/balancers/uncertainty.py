@@ -77,6 +77,11 @@ class Uncertainty(LossBalancer):
     source = "Kendall, Gal, Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018, arXiv:1705.07115"
     provenance = "paper; log1p from Liebel and Körner 2018, for Laplace noise our reading of it"
     scale = "likelihood: weights exp(-s_i) / 2, or exp(-s_i)"
+    avoid = (
+        "Where a loss can be negative (refused) or comes near 0, since its weight then grows like 1 / L; or where the "
+        "balancer's parameters are in no optimizer, for then nothing is learned. It sees no conflicts, and weights "
+        "move only as fast as their learning rate allows."
+    )
     nonnegative_losses = True
 
     log_noise: nn.ParameterList

@@ -58,6 +58,10 @@ class UPGrad(DualConeBalancer):
     source = "Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, arXiv:2406.16232"
     provenance = "paper, projections exact; the option torchjd_compat checked against TorchJD"
     scale = "mean"
+    avoid = (
+        "Where losses differ in size: it is a mean of projected gradients, and long ones dominate it. It takes one "
+        "small quadratic problem a task at every step."
+    )
 
     def project(self, gram: Tensor, preference: Tensor) -> tuple[Tensor, float]:
         """Return the weights and the residual; see :func:`upgrad_weights`."""

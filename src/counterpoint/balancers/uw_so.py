@@ -60,6 +60,10 @@ class UWSO(LossBalancer):
     source = "Kirchdorfer et al., Analytical Uncertainty-Based Loss Weighting, GCPR 2024, arXiv:2408.07985"
     provenance = "paper; the default temperature 1 is that of other code"
     scale = "weights sum to 1; with form='inverse' weights 1 / L_i"
+    avoid = (
+        "Where losses differ in size by more than ten times: the softmax of 1 / L then trains the task with the "
+        "smallest loss alone, unless the temperature is tuned to the problem. It sees no conflicts."
+    )
     nonnegative_losses = True
 
     def __init__(

@@ -54,6 +54,8 @@ class Event:
 
 Listener = Callable[[Event], None]
 
+_PATIENCE = 0.1  # seconds without news after which the end is looked for
+
 
 def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Do one run, or go on with it, or return its result if it is done.
@@ -164,20 +166,28 @@ def _run_pool(remaining: dict[int, Job], workers: int, listener: Listener) -> li
 
 @contextlib.contextmanager
 def _forwarding(news: Any, note: Listener) -> Iterator[None]:
-    """Hand news from the workers to a listener, in a thread of its own."""
+    """Hand news from the workers to a listener, in a thread of its own.
+
+    This process only reads: a worker that is killed while it writes takes the lock of all writers with it.
+    """
+    ended = threading.Event()
 
     def forward() -> None:
-        while (event := news.get()) is not None:
-            note(event)
+        while True:
+            last = ended.is_set()  # asked before looking, so that nothing sent before the end is missed
+            try:
+                note(news.get(timeout=_PATIENCE))
+            except queue.Empty:
+                if last:
+                    return
 
     thread = threading.Thread(target=forward, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        with contextlib.suppress(queue.Full):
-            news.put(None)
-        thread.join(timeout=30)
+        ended.set()
+        thread.join(timeout=30)  # half a message of a killed worker may be all that is left, and never becomes whole
 
 
 _news: Any = None  # the queue of this worker process; set once when the process starts

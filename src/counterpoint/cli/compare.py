@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from counterpoint.cli._progress import RunProgress
     from counterpoint.cli.report import write_all
 
-    comparison = make_config(config, _methods(args.balancers), args.seeds)
+    comparison = make_config(config, match_methods(args.balancers), args.seeds)
     folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
     workers = args.workers if args.workers is not None else _default_workers(config.training.threads)
     if workers < 1:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 1 if progress.failed else 0
 
 
-def _methods(wanted: Sequence[str]) -> list[str]:
+def match_methods(wanted: Sequence[str]) -> list[str]:
     """Return the methods that names and patterns stand for; patterns leave out methods that need an option."""
     from counterpoint import balancers
 

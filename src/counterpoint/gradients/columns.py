@@ -35,7 +35,7 @@ def in_columns(found: TaskGradients, leaves: Sequence[Tensor]) -> TaskGradients:
     if len(own) == len(leaves) and all(mine is leaf for mine, leaf in zip(own, leaves, strict=True)):
         return found
     pieces = dict(zip(own, found.jacobian.split([_columns(leaf) for leaf in own], dim=1), strict=True))
-    jacobian = empty_rows(len(found.jacobian), leaves, None).to(found.jacobian)
+    jacobian = empty_rows(len(found.jacobian), leaves, None)  # of one dtype whichever of the leaves are reached
     start = 0
     for leaf in leaves:
         stop = start + _columns(leaf)

@@ -94,7 +94,8 @@ class TaskGradients:
             self._write_features(direction, check, weights=weights, scale=scale)
         else:
             for leaf, gradient in zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True):
-                accumulate(leaf, gradient)
+                if leaf.requires_grad:  # in columns that are kept from step to step there may be one frozen since
+                    accumulate(leaf, gradient)
         for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
@@ -122,7 +123,8 @@ class TaskGradients:
         seeds = split_row(direction, self._features)
         # in the order of the scope, which is that of the graph and so the same in every process; a set has none
         through = [leaf for leaf in self.scope.shared if leaf in self.scope.through]
-        backward_into(self._features, seeds, through, check)
+        with unhooked(self._features):
+            backward_into(self._features, seeds, through, check)
         for position, leaf in enumerate(past):
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
@@ -172,7 +174,8 @@ def task_gradients(
     jacobian = empty_rows(len(losses), ordered.shared, workspace)
     for task, (row, head) in enumerate(zip(jacobian, heads, strict=True)):
         last = task == len(losses) - 1
-        found = differentiate(features, through, head, retain_graph=retain_graph or not last)
+        with unhooked(features):
+            found = differentiate(features, through, head, retain_graph=retain_graph or not last)
         # the trunk's part still has the loss scale in it
         fill_row(row, [*bypass[task], *(None if g is None else unscaled(g, scale) for g in found)], ordered.shared)
     return TaskGradients(jacobian, ordered, private, passes + len(losses))
@@ -191,32 +194,40 @@ def _heads(
         GraphError: If no loss depends on the features.
     """
     heads, bypass, private = [], [], []
-    used = False
-    for loss, own in zip(losses, scope.private, strict=True):
-        seed = [torch.full_like(loss, scale)]
-        leaves = [*direct, *own]
-        near = [leaf for leaf in leaves if leaf not in scope.below]
-        with _cut(features):
-            found = differentiate([loss_edge(loss)], [*features, *near], seed, retain_graph=True)
-        # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
-        far = [leaf for leaf in leaves if leaf in scope.below]
-        whole = differentiate([loss_edge(loss)], far, seed, retain_graph=True)
-        by_leaf = dict(zip([*near, *far], [*found[len(features) :], *whole], strict=True))
-        used = used or any(gradient is not None for gradient in found[: len(features)])
-        heads.append(_dense(found[: len(features)], features))
-        bypass.append([unscaled(g, scale) for g in _dense([by_leaf[leaf] for leaf in direct], direct)])
-        private.append([None if g is None else unscaled(g, scale) for g in map(by_leaf.get, own)])
+    edges = [loss_edge(loss) for loss in losses]
+    seeds = [torch.full_like(loss, scale) for loss in losses]
+    leaves = [[*direct, *own] for own in scope.private]
+    near = [[leaf for leaf in own if leaf not in scope.below] for own in leaves]
+    # leaves both above and below the features: their whole gradient, with the part that goes through the trunk
+    far = [[leaf for leaf in own if leaf in scope.below] for own in leaves]
+    with cut(feature_edges(features)):
+        found = [
+            differentiate([edge], [*features, *own], [seed], retain_graph=True)
+            for edge, own, seed in zip(edges, near, seeds, strict=True)
+        ]
+    for task, (edge, seed) in enumerate(zip(edges, seeds, strict=True)):
+        whole = differentiate([edge], far[task], [seed], retain_graph=True)
+        heads.append(_dense(found[task][: len(features)], features))
+        both = [*found[task][len(features) :], *whole]
+        if scale != 1.0:
+            both = [None if gradient is None else unscaled(gradient, scale) for gradient in both]
+        if far[task]:
+            at = {id(leaf): position for position, leaf in enumerate([*near[task], *far[task]])}
+            both = [both[at[id(leaf)]] for leaf in leaves[task]]
+        bypass.append(_dense(both[: len(direct)], direct))
+        private.append(both[len(direct) :])
+    used = any(gradient is not None for row in found for gradient in row[: len(features)])
     if not used:
         raise GraphError("features: no loss depends on the features; pass the tensors that the heads were given")
     return heads, bypass, private
 
 
 @contextlib.contextmanager
-def _cut(features: Sequence[Tensor]) -> Iterator[None]:
-    """Stop backward passes at the features, so that one feature's gradient has no part that comes through another."""
+def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
+    """Stop backward passes at edges, so that the gradient of one has no part that comes through another."""
     outputs: dict[Node, set[int]] = {}
-    for node, number in feature_edges(features):
-        outputs.setdefault(node, set()).add(number)
+    for edge in edges:
+        outputs.setdefault(edge[0], set()).add(edge[1])
 
     def stop(numbers: set[int]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
         return lambda gradients: tuple(None if nr in numbers else g for nr, g in enumerate(gradients))
@@ -227,6 +238,19 @@ def _cut(features: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def unhooked(features: Sequence[Tensor]) -> Iterator[None]:
+    """Switch off the hooks of the features: they have changed their gradients already, when the heads sent them."""
+    kept = [(hooks, dict(hooks)) for hooks in (feature._backward_hooks for feature in features) if hooks]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, old in kept:
+            hooks.update(old)
 
 
 def _distinct(features: Sequence[Tensor]) -> list[Tensor]:
@@ -249,19 +273,6 @@ def _without_features(
         own = found[len(scope.shared) :]
         private.append([None if gradient is None else unscaled(gradient, scale) for gradient in own])
     return TaskGradients(unscaled(jacobian, scale), scope, private, len(losses))
-
-
-def measure_gram(
-    losses: Sequence[Tensor], *, shared: Iterable[Tensor] | None = None, features: Sequence[Tensor] = ()
-) -> Tensor:
-    """Return the Gram matrix of the task gradients (K, K) in float64; writes nothing and keeps the graph.
-
-    Args:
-        losses: One scalar per task, each with a graph.
-        shared: Leaves to differentiate; default as in :func:`~counterpoint.gradients.scope.find_scope`.
-        features: Tensors where the heads begin, if known: saves walking the heads again.
-    """
-    return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
 
 
 def differentiate(

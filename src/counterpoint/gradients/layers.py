@@ -7,7 +7,7 @@ far less than K products and their inner products.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional
 
 from counterpoint import linalg
+from counterpoint.gradients.scope import Walk
 
-Parents = Mapping[Node, Sequence[Node]]
+Parents = Mapping[Node, Collection[Node]]
 _PASSING = ("TBackward0", "ToCopyBackward0")  # between a weight and the operation that uses it
 _ROW_TRAFFIC = 4.0  # an inner product of long rows waits for memory: its operations cost this many of a matrix product
+_PIECE = 128  # columns of the output gradients whose products are made at once where memory is short
 
 
 @dataclasses.dataclass
@@ -46,6 +48,10 @@ class Layer(ABC):
         """Return whether the products cost less than the gradients, by counting operations."""
 
     @abstractmethod
+    def num_rows(self) -> int:
+        """Return the number N of rows that the weight multiplies."""
+
+    @abstractmethod
     def gram(self, outputs: Tensor, *, exact: bool) -> Tensor:
         """Return the inner products (K, K) of the gradients, in float64.
 
@@ -53,6 +59,10 @@ class Layer(ABC):
             outputs: Output gradients of the tasks, (K, *output shape).
             exact: Do all of it in float64.
         """
+
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        """Cut output gradients into parts whose inner products add up, so that :meth:`gram` needs little memory."""
+        return (outputs,)
 
     @abstractmethod
     def gradients(self, output: Tensor) -> list[Tensor]:
@@ -74,6 +84,9 @@ class _Product(Layer):
     @abstractmethod
     def size(self) -> tuple[int, int, int, int]:
         """Return G, N, d_in and d_out."""
+
+    def num_rows(self) -> int:
+        return self.size()[1]
 
     def pays(self, num_tasks: int) -> bool:
         groups, rows, inputs, outputs = self.size()
@@ -102,6 +115,9 @@ class _Linear(_Product):
 
     def split(self, outputs: Tensor) -> Tensor:
         return outputs[:, None]
+
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        return outputs.split(_PIECE, dim=-1)
 
     def size(self) -> tuple[int, int, int, int]:
         return 1, *self.x.shape, self.weight.numel() // max(self.x.shape[1], 1)  # type: ignore[return-value]
@@ -170,6 +186,9 @@ class _Embedding(Layer):
     def pays(self, num_tasks: int) -> bool:  # noqa: ARG002 - whatever their number
         return 2 * self.indices.numel() < self.weight.shape[0]
 
+    def num_rows(self) -> int:
+        return self.indices.numel()
+
     def _sums(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the entries that were looked up, and the sums of their gradients (K, U, d)."""
         flat = self.indices.flatten()
@@ -191,17 +210,17 @@ class _Embedding(Layer):
         return [gradient]
 
 
-def find_layers(leaves: Sequence[Tensor], nodes: Mapping[Tensor, Node], parents: Parents) -> list[Layer]:
+def find_layers(leaves: Sequence[Tensor], walk: Walk) -> list[Layer]:
     """Return the layers among whose leaves are some of ``leaves``, each with one use in the graph.
 
     A leaf with hooks is in none: what a hook makes of a gradient is known only once the gradient is there.
 
     Args:
         leaves: Leaves that may be taken.
-        nodes: The node that accumulates the gradient of each leaf.
-        parents: Which nodes use such a node, or one that only passes a weight on.
+        walk: What the walk that found them saw.
     """
-    uses = {leaf: _use(nodes[leaf], parents) for leaf in leaves if not leaf._backward_hooks}
+    wanted = {leaf for leaf in leaves if not leaf._backward_hooks}
+    uses = {leaf: _use(node, walk.parents) for node, leaf in walk.leaves.items() if leaf in wanted}
     biases = {(use[0], use[1]): leaf for leaf, use in uses.items() if use is not None}
     found = [_layer(leaf, use, biases) for leaf, use in uses.items() if use is not None]
     return [layer for layer in found if layer is not None]
@@ -214,7 +233,7 @@ def _use(node: Node, parents: Parents) -> tuple[Node, int, bool] | None:
         above = parents.get(node, ())
         if len(above) != 1:
             return None
-        parent = above[0]
+        parent = next(iter(above))
         slots = [slot for slot, (child, _) in enumerate(parent.next_functions) if child is node]
         if len(slots) != 1:
             return None

@@ -1,41 +1,36 @@
 """The Gram matrix of the task gradients without the gradients, where that is cheaper, and the update from its parts."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, split_row, unscaled
+from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients, unscaled
 from counterpoint.gradients.layers import Layer, find_layers
-from counterpoint.gradients.scope import Scope, find_scope, loss_edge
+from counterpoint.gradients.passes import run_passes
+from counterpoint.gradients.scope import Scope, Walk, find_scope
 from counterpoint.gradients.write import accumulate
 
 _SMALL, _LARGE = 1e-24, 1e36  # squared lengths between which products in float32 neither underflow nor overflow
 
 
 @dataclasses.dataclass
-class LayerGradients:
-    """The task gradients of one step, by layer: output gradients where that is enough, rows for everything else.
+class ByLeaf(ABC):
+    """The task gradients of one step, in a form that gives their Gram matrix and weighted sums of them by leaf.
 
     Attributes:
         scope: Which leaves are shared and which are not.
         private: For each task its gradient of ``scope.private``; ``None`` where it is zero.
         num_backward: Backward passes through the shared part; the products of the update are no pass of their own.
-        layers: Layers whose weight gradients are not formed.
-        outputs: For each of them the output gradients of all tasks, (K, *output shape), times ``scale``.
-        rest: The other shared leaves.
-        rows: Their gradients, (K, R), times ``scale``.
+        scale: Loss scale that is still in everything else that is kept.
     """
 
     scope: Scope
     private: list[list[Tensor | None]]
     num_backward: int
-    layers: list[Layer]
-    outputs: list[Tensor]
-    rest: list[Tensor]
-    rows: Tensor
     scale: float
 
     @property
@@ -43,34 +38,18 @@ class LayerGradients:
         """No leaf is reached past anything."""
         return []
 
-    def gram(self) -> Tensor:
-        """Return the inner products of the task gradients, (K, K) in float64."""
-        total = self._gram(exact=False)
-        squares = total.diagonal()
-        if not bool(((squares > _SMALL) & (squares < _LARGE)).all()):
-            total = self._gram(exact=True)
-        return total / self.scale / self.scale
-
-    def _gram(self, *, exact: bool) -> Tensor:
-        total = linalg.gram(self.rows).to(self.rows.device)
-        for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            total = total + layer.gram(outputs, exact=exact).to(total.device)
-        return total
-
-    def combine(self, weights: Tensor) -> list[Tensor]:
-        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
-        pieces: list[Tensor] = []
-        for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            dtype = torch.promote_types(torch.float32, outputs.dtype)
-            pieces += layer.gradients(torch.tensordot(weights.to(outputs.device, dtype), outputs.to(dtype), dims=1))
-        row = weights.to(self.rows) @ self.rows
-        pieces += split_row(row, self.rest)
-        return [unscaled(piece, self.scale) for piece in pieces]
-
     @property
+    @abstractmethod
     def leaves(self) -> list[Tensor]:
         """The shared leaves in the order of :meth:`combine`."""
-        return [leaf for layer in self.layers for leaf in layer.leaves] + self.rest
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """Return the inner products of the task gradients, (K, K) in float64."""
+
+    @abstractmethod
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
 
     def write(
         self,
@@ -98,6 +77,57 @@ class LayerGradients:
                     accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
 
 
+@dataclasses.dataclass
+class LayerGradients(ByLeaf):
+    """Output gradients of the layers where that is enough, rows for everything else.
+
+    Attributes:
+        layers: Layers whose weight gradients are not formed.
+        outputs: For each of them the output gradients of all tasks, (K, *output shape), times ``scale``.
+        rest: The other shared leaves.
+        rows: Their gradients, (K, R), times ``scale``.
+    """
+
+    layers: list[Layer]
+    outputs: list[Tensor]
+    rest: list[Tensor]
+    rows: Tensor
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the task gradients, (K, K) in float64."""
+        total = self._gram(exact=False)
+        if not in_range(total):
+            total = self._gram(exact=True)
+        return total / self.scale / self.scale
+
+    def _gram(self, *, exact: bool) -> Tensor:
+        total = linalg.gram(self.rows).to(self.rows.device)
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            total = total + layer.gram(outputs, exact=exact).to(total.device)
+        return total
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
+        pieces: list[Tensor] = []
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            dtype = torch.promote_types(torch.float32, outputs.dtype)
+            pieces += layer.gradients(torch.tensordot(weights.to(outputs.device, dtype), outputs.to(dtype), dims=1))
+        row = weights.to(self.rows) @ self.rows
+        pieces += split_row(row, self.rest)
+        return [unscaled(piece, self.scale) for piece in pieces]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The shared leaves in the order of :meth:`combine`."""
+        return [leaf for layer in self.layers for leaf in layer.leaves] + self.rest
+
+
+def in_range(products: Tensor) -> bool:
+    """Return whether squared lengths are such that products in float32 neither underflowed nor overflowed."""
+    squares = products.diagonal()
+    return bool(((squares > _SMALL) & (squares < _LARGE)).all())
+
+
 def layer_gradients(
     losses: Sequence[Tensor],
     *,
@@ -122,45 +152,39 @@ def layer_gradients(
     Returns:
         The gradients, or ``None`` if there is no layer that pays: form all of them then.
     """
-    scope = find_scope(losses, shared=shared, features=features)
-    found = find_layers(scope.shared, scope.nodes, scope.parents)
-    layers = [layer for layer in found if always or layer.pays(len(losses))]
+    walk = Walk()
+    scope = find_scope(losses, shared=shared, features=features, walk=walk)
+    known = find_layers(scope.shared, walk)
+    layers = [layer for layer in known if always or layer.pays(len(losses))]
     if not layers:
         return None
     taken = {leaf for layer in layers for leaf in layer.leaves}
     rest = [leaf for leaf in scope.shared if leaf not in taken]
-    rows = empty_rows(len(losses), rest, workspace)
-    outputs: list[list[Tensor | None]] = []
-    private: list[list[Tensor | None]] = []
-    for task, (loss, own) in enumerate(zip(losses, scope.private, strict=True)):
-        inputs = [*(layer.edge for layer in layers), *rest, *own]
-        gradients = differentiate(
-            [loss_edge(loss)],
-            inputs,
-            [torch.full_like(loss, scale)],
-            retain_graph=retain_graph or task < len(losses) - 1,
-        )
-        outputs.append(list(gradients[: len(layers)]))
-        fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
-        mine = gradients[len(layers) + len(rest) :]
-        private.append([None if gradient is None else unscaled(gradient, scale) for gradient in mine])
-    stacked = [_stack([row[position] for row in outputs]) for position in range(len(layers))]
-    reached = [position for position, tensor in enumerate(stacked) if tensor is not None]
+    found = run_passes(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
+    reached = [(layer, outputs) for layer, outputs in zip(layers, found.outputs, strict=True) if outputs is not None]
     return LayerGradients(
         scope,
-        private,
+        found.private,
         len(losses),
-        [layers[position] for position in reached],
-        [tensor for tensor in stacked if tensor is not None],
-        rest,
-        rows,
         scale,
+        [layer for layer, _ in reached],
+        [outputs for _, outputs in reached],
+        rest,
+        found.rows,
     )
 
 
-def _stack(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack the output gradients of all tasks, with zeros for a task that does not reach the layer."""
-    like = next((gradient for gradient in gradients if gradient is not None), None)
-    if like is None:
-        return None
-    return torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in gradients])
+def measure_gram(
+    losses: Sequence[Tensor], *, shared: Iterable[Tensor] | None = None, features: Sequence[Tensor] = ()
+) -> Tensor:
+    """Return the Gram matrix of the task gradients (K, K) in float64; writes nothing and keeps the graph.
+
+    Args:
+        losses: One scalar per task, each with a graph.
+        shared: Leaves to differentiate; default as in :func:`~counterpoint.gradients.scope.find_scope`.
+        features: Tensors where the heads begin, if known: saves walking the heads again.
+    """
+    found = layer_gradients(losses, shared=shared, features=features, retain_graph=True)
+    if found is None:
+        return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
+    return found.gram()

@@ -1,7 +1,7 @@
 """Which leaves of the graph the tasks share, found by one walk over the graph of this call."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
@@ -9,7 +9,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from counterpoint.errors import GraphError
 
 # nodes that hold a leaf, or pass a weight on to the operation that uses it
-_CARRIERS = frozenset({"torch::autograd::AccumulateGrad", "AccumulateGrad", "TBackward0", "ToCopyBackward0"})
+_ACCUMULATE = frozenset({"torch::autograd::AccumulateGrad", "AccumulateGrad"})
+CARRIERS = _ACCUMULATE | {"TBackward0", "ToCopyBackward0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +23,29 @@ class Scope:
             the caller left out of ``shared`` stands in the list of every loss that reaches it.
         through: The shared leaves that the losses reach through the features only.
         below: All leaves that the features reach, balanced or not.
-        nodes: The node of the graph that accumulates the gradient of each leaf.
-        parents: The nodes that use such a node, or one that only passes a weight on.
     """
 
     shared: tuple[Tensor, ...]
     private: tuple[tuple[Tensor, ...], ...]
     through: frozenset[Tensor] = frozenset()
     below: frozenset[Tensor] = frozenset()
-    nodes: Mapping[Tensor, Node] = dataclasses.field(default_factory=dict, repr=False)
-    parents: Mapping[Node, Sequence[Node]] = dataclasses.field(default_factory=dict, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What a walk saw of the graph itself; it keeps the graph alive, so it must not be kept.
+
+    Attributes:
+        leaves: The leaf of each node that accumulates a gradient.
+        parents: The nodes that use such a node, or one that only passes a weight on.
+        masks: For each node, as bits, the losses that reach it; all of them below the features.
+        order: The nodes, each before all that it leads to.
+    """
+
+    leaves: dict[Node, Tensor] = dataclasses.field(default_factory=dict)
+    parents: dict[Node, dict[Node, None]] = dataclasses.field(default_factory=dict)
+    masks: dict[Node, int] = dataclasses.field(default_factory=dict)
+    order: list[Node] = dataclasses.field(default_factory=list)
 
 
 def find_scope(
@@ -39,40 +53,69 @@ def find_scope(
     *,
     shared: Iterable[Tensor] | None = None,
     features: Sequence[Tensor] = (),
+    walk: Walk | None = None,
 ) -> Scope:
     """Find the leaves that the losses reach, in one walk over their graph.
 
     The walk is made anew at every call, so a graph that changes between steps is never read wrongly; it costs a few
-    microseconds a node, which `perf/overhead.py` measures against the backward pass.
+    microseconds a node, which `perf/benchmark.py` measures against the backward pass.
 
     Args:
         losses: One tensor per task, each with a graph.
         shared: The leaves to balance. Default: those that two or more losses reach, and, with ``features``,
             all those below the features. Entries that no loss reaches are left out.
         features: Tensors where the heads begin.
+        walk: An empty one is filled with what else was seen.
 
     Raises:
         GraphError: If a feature tensor has no graph below it.
     """
-    nodes: dict[Tensor, Node] = {}
-    uses: dict[Node, dict[Node, None]] = {}
-    reach = _reach([loss_edge(loss) for loss in losses], feature_edges(features), nodes, uses)
-    below = _reach([get_gradient_edge(feature) for feature in features], frozenset(), nodes, uses)
-    masks = {**reach, **dict.fromkeys(below, (1 << len(losses)) - 1)}  # features count as used by every task
+    walk = Walk() if walk is None else walk
+    reach = _reach([loss_edge(loss) for loss in losses], feature_edges(features), walk)
+    everyone = (1 << len(losses)) - 1  # features count as used by every task
+    trunk = Walk(walk.leaves, walk.parents)
+    below = _reach([get_gradient_edge(feature) for feature in features], frozenset(), trunk)
+    walk.masks.update(dict.fromkeys(trunk.masks, everyone))
+    walk.order[:] = (
+        [*(node for node in walk.order if node not in trunk.masks), *trunk.order] if features else walk.order
+    )
+    masks = {**reach, **dict.fromkeys(below, everyone)}  # by node: the hash of a tensor is slow
     if shared is None:
-        chosen = [leaf for leaf, mask in masks.items() if leaf in below or mask & (mask - 1)]
+        chosen = [node for node, mask in masks.items() if node in below or mask & (mask - 1)]
     else:
-        chosen = [leaf for leaf in dict.fromkeys(shared) if leaf in masks]
+        nodes = {walk.leaves[node]: node for node in masks}
+        chosen = [nodes[leaf] for leaf in dict.fromkeys(shared) if leaf in nodes]
     balanced = set(chosen)
     private: list[list[Tensor]] = [[] for _ in losses]
-    for leaf, mask in masks.items():
-        while mask and leaf not in balanced:
+    for node, mask in masks.items():
+        while mask and node not in balanced:
             lowest = mask & -mask
-            private[lowest.bit_length() - 1].append(leaf)
+            private[lowest.bit_length() - 1].append(walk.leaves[node])
             mask ^= lowest
-    through = frozenset(leaf for leaf in chosen if leaf not in reach)
-    parents = {node: tuple(above) for node, above in uses.items()}
-    return Scope(tuple(chosen), tuple(map(tuple, private)), through, frozenset(below), nodes, parents)
+    through = frozenset(walk.leaves[node] for node in chosen if node not in reach)
+    return Scope(
+        tuple(walk.leaves[node] for node in chosen),
+        tuple(map(tuple, private)),
+        through,
+        frozenset(walk.leaves[node] for node in below),
+    )
+
+
+def find_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+    """Return the leaves that the losses reach, each once: a walk that asks for nothing else and costs half of it."""
+    leaves: list[Tensor] = []
+    stack = list(dict.fromkeys(get_gradient_edge(loss).node for loss in losses))
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        children = node.next_functions
+        if not children and node.name() in _ACCUMULATE:
+            leaves.append(node.variable)  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
+        for child, _ in children:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return leaves
 
 
 def loss_edge(loss: Tensor) -> GradientEdge:
@@ -109,19 +152,14 @@ def feature_edges(features: Sequence[Tensor]) -> frozenset[tuple[Node, int]]:
     return frozenset((edge.node, edge.output_nr) for edge in map(get_gradient_edge, features))
 
 
-def _reach(
-    roots: Sequence[GradientEdge],
-    stop: frozenset[tuple[Node, int]],
-    nodes: dict[Tensor, Node],
-    uses: dict[Node, dict[Node, None]],
-) -> dict[Tensor, int]:
-    """Map each leaf to the bit mask of the roots that reach it without passing an edge of ``stop``.
+def _reach(roots: Sequence[GradientEdge], stop: frozenset[tuple[Node, int]], walk: Walk) -> dict[Node, int]:
+    """Map the node of each leaf to the bit mask of the roots that reach it without passing an edge of ``stop``.
 
-    Adds to ``nodes`` the node of each leaf, and to ``uses`` what uses it or a node that only passes a weight on.
+    Adds what it sees to ``walk``, whose masks must be empty.
     """
     children: dict[Node, list[Node]] = {}
     finished: dict[Node, None] = {}  # children before parents, as a depth-first walk leaves them
-    masks: dict[Node, int] = {}
+    masks = walk.masks
     for bit, root in enumerate(roots):
         if (root.node, root.output_nr) in stop:
             continue
@@ -132,22 +170,20 @@ def _reach(
             if node in children:
                 finished[stack.pop()] = None
                 continue
-            found = [child for child, _ in node.next_functions if child is not None]
-            if stop:
-                found = [edge[0] for edge in node.next_functions if edge[0] is not None and edge not in stop]
-            children[node] = found
+            edges = node.next_functions
+            children[node] = found = [edge[0] for edge in edges if edge[0] is not None and edge not in stop]
             stack += [child for child in found if child not in children]
-    leaves: dict[Tensor, int] = {}
-    carriers = {node for node in finished if node.name() in _CARRIERS}
-    for node in reversed(finished):
+    reached: dict[Node, int] = {}
+    carriers = {node for node in finished if len(children[node]) < 2 and node.name() in CARRIERS}
+    walk.order.extend(reversed(finished))
+    for node in walk.order:
         mask = masks[node]
         found = children[node]
         for child in found:
             masks[child] = masks.get(child, 0) | mask
             if child in carriers:
-                uses.setdefault(child, {})[node] = None
-        if node in carriers and not found:
-            leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
-            leaves[leaf] = mask
-            nodes[leaf] = node
-    return leaves
+                walk.parents.setdefault(child, {})[node] = None
+        if not found and node in carriers:
+            walk.leaves[node] = node.variable  # pyright: ignore[reportAttributeAccessIssue] - of this kind of node only
+            reached[node] = mask
+    return reached

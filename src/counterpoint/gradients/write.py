@@ -1,5 +1,6 @@
 """Writing gradients: added to what is in ``.grad``, and only after they have been checked."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -64,10 +65,17 @@ def backward_into(
 
 def all_finite(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether every entry is finite, waiting for the device once."""
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors if t is not None and t.numel()]
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in dense]
+    real = [_plain(t) for t in tensors if t is not None and t.numel()]
     if not real:
         return True
     # a sum is as fast as reading and shows NaN and infinity; one that overflows by itself is looked at again
-    sums = torch.stack([t.sum().to(real[0]) for t in real])
-    return bool(torch.isfinite(sums).all()) or all(bool(torch.isfinite(t).all()) for t in real)
+    sums = [t.sum() for t in real]
+    if any(t.dtype != sums[0].dtype or t.device != sums[0].device for t in sums):
+        sums = [t.to(sums[0]) for t in sums]
+    return math.isfinite(float(torch.stack(sums).sum())) or all(bool(torch.isfinite(t).all()) for t in real)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the numbers of a sparse or complex tensor as a dense real one."""
+    tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import balancers
-from counterpoint.balancers import Balancer
+from counterpoint.balancers import Balancer, LookAhead
 from counterpoint.linalg import gram
 
 Factory = Callable[[int], Balancer]
@@ -47,8 +47,45 @@ def call(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[in
     """Run one pure step of a balancer of any kind: task weights, or for a ``JacobianBalancer`` the direction."""
     if balancer.reads == "jacobian":
         return balancer.combine(jacobian, losses, present=present)  # type: ignore[attr-defined]
+    if balancer.loss_form == "instance":
+        return _call_by_instance(balancer, losses, present)
     argument = gram(jacobian).to(jacobian.dtype) if jacobian.dtype == torch.float64 else gram(jacobian)
     return balancer.weights(argument, losses, present=present)  # type: ignore[attr-defined]
+
+
+def _by_instance(losses: Tensor) -> list[Tensor]:
+    """Return losses of five instances for each task."""
+    return [loss * torch.linspace(0.2, 1.8, 5).to(losses) for loss in losses]
+
+
+def _call_by_instance(balancer: Balancer, losses: Tensor, present: tuple[int, ...] | None) -> Tensor:
+    """Return the factor of each task's loss in the objective, through the losses of its instances."""
+    leaf = losses.detach().clone().requires_grad_()
+    given: list[Tensor | None] = [None] * balancer.num_tasks
+    for task, loss in zip(range(balancer.num_tasks) if present is None else present, _by_instance(leaf), strict=True):
+        given[task] = loss
+    scalars = [scalar for scalar in balancer.scalars(given) if isinstance(scalar, Tensor)]
+    weights = balancer.weights(None, torch.stack(scalars).detach(), present=present)  # type: ignore[attr-defined]
+    return torch.autograd.grad(torch.stack(scalars) @ weights, leaf)[0]
+
+
+def _serve(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[int, ...] | None = None) -> None:
+    """Do after a step what a training loop would: give the losses again, look ahead of the next step, end the epoch."""
+    positions = range(len(losses)) if present is None else present
+
+    def spread(values: Tensor) -> list[Tensor | None]:
+        by_task = dict(zip(positions, values, strict=True))
+        return [by_task.get(task) for task in range(balancer.num_tasks)]
+
+    balancer.after_step(spread(losses * torch.linspace(0.5, 1.1, len(losses)).to(losses)))
+    x = torch.zeros(jacobian.shape[1], dtype=jacobian.dtype, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+
+    def ahead() -> list[Tensor | None]:
+        return spread(jacobian @ x + x.square().sum() + losses)
+
+    balancer.look_ahead(LookAhead(ahead, ahead, [x], optimizer))
+    balancer.end_epoch()
 
 
 def _problem(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -141,7 +178,7 @@ def _state(factory: Factory, count: int) -> None:
     results = []
     for step in steps[:3]:
         results.append(call(first, *step))
-        first.end_epoch()
+        _serve(first, *step)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
@@ -153,7 +190,7 @@ def _state(factory: Factory, count: int) -> None:
     first.reset()
     for step, result in zip(steps, results, strict=False):
         _same(call(first, *step), result, "after reset() the results differ from those of a new object")
-        first.end_epoch()
+        _serve(first, *step)
 
 
 def _rebuilt(factory: Factory, count: int) -> None:
@@ -171,11 +208,12 @@ def _absent(factory: Factory, count: int) -> None:
         return
     balancer = factory(count)
     call(balancer, *_problem(count))
-    balancer.end_epoch()
+    _serve(balancer, *_problem(count))
     before = {name: value.clone() for name, value in balancer.named_buffers()}
     jacobian, losses = _problem(count, seed=1)
     present = tuple(range(1, count))
     found = call(balancer, jacobian[1:], losses[1:], present)
+    _serve(balancer, jacobian[1:], losses[1:], present)
     length = _COLUMNS if balancer.reads == "jacobian" else count - 1
     _expect(len(found) == length, f"with one task absent: expected length {length}, got {len(found)}")
     for name, value in balancer.named_buffers():
@@ -190,7 +228,9 @@ def _backward(factory: Factory, count: int) -> None:
     jacobian, offsets = _problem(count)
     leaf = torch.zeros(_COLUMNS, dtype=torch.float64, requires_grad=True)
     more = [jacobian @ leaf + offsets for _ in range(first.num_batches - 1)]
-    first.backward(jacobian @ leaf + offsets, shared=[leaf], more=more)
+    losses = jacobian @ leaf + offsets
+    given = losses if first.loss_form == "task" else _by_instance(losses)
+    first.backward(given, shared=[leaf], more=more)
     found = call(second, jacobian, offsets)
     expected = found if second.reads == "jacobian" else found.to(jacobian) @ jacobian
     gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from counterpoint.training.seed import rng_state, set_rng_state
@@ -16,6 +15,7 @@ class Replay:
         model: Network whose buffers (running statistics of norms) are put back after each repetition.
 
     Example:
+        >>> import torch
         >>> dropout = nn.Dropout(0.5)
         >>> replay = Replay(dropout)
         >>> first = dropout(torch.ones(100))
@@ -39,6 +39,5 @@ class Replay:
             yield
         finally:
             set_rng_state(now)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for buffer, before in buffers:
+                buffer.data.copy_(before)  # data: a graph built inside still has to be differentiated after this

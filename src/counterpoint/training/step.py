@@ -9,20 +9,35 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from counterpoint import gradients
+from counterpoint._checks import check_choice
 from counterpoint.architectures import MTLOutput, MultiTaskModel
 from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.errors import OptionError
 from counterpoint.tasks import Task
 
 
-def task_losses(output: MTLOutput, tasks: Sequence[Task], batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """Return the loss of each task, deep supervision included; ``None`` for a task without labels in the batch."""
+def task_losses(
+    output: MTLOutput, tasks: Sequence[Task], batch: Mapping[str, Tensor], form: str = "task"
+) -> dict[str, Tensor | None]:
+    """Return the loss of each task, deep supervision included; ``None`` for a task without labels in the batch.
+
+    Args:
+        output: Of the model.
+        tasks: The tasks.
+        batch: Targets and masks.
+        form: ``"task"`` for a scalar each, ``"instance"`` for the losses (N,) of the samples with a label.
+
+    Raises:
+        OptionError: If losses of this form are not served.
+    """
+    check_choice("training: loss_form of the balancer", form, ("task", "instance"))
+    by_instance = form == "instance"
     losses: dict[str, Tensor | None] = {}
     for task in tasks:
-        loss = task.compute_loss(output.preds[task.name], batch)
+        loss = task.compute_loss(output.preds[task.name], batch, by_instance=by_instance)
         for extra in output.aux:
             if loss is not None and task.name in extra.preds:
-                further = task.compute_loss(extra.preds[task.name], batch)
+                further = task.compute_loss(extra.preds[task.name], batch, by_instance=by_instance)
                 loss = loss if further is None else loss + extra.weight * further
         losses[task.name] = loss
     return losses
@@ -48,16 +63,16 @@ def training_step(
         level: ``None`` balances the shared parameters' gradients, found in the graph; ``"features"`` those of the
             features where the heads begin; ``"parameters"`` the parameters' gradients, with each head walked once.
     """
-    losses, output = forward(model, tasks, batch)
+    losses, output = forward(model, tasks, batch, balancer.loss_form)
     return update(losses, output, balancer, optimizer, level=level)
 
 
 def forward(
-    model: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Tensor]
+    model: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Tensor], form: str = "task"
 ) -> tuple[dict[str, Tensor | None], MTLOutput]:
     """Return the losses of a batch and the output that they were computed from."""
     output = model(batch["image"], [task.name for task in tasks])
-    return task_losses(output, tasks, batch), output
+    return task_losses(output, tasks, batch, form), output
 
 
 def update(
@@ -88,7 +103,7 @@ def conflict_gram(losses: Mapping[str, Tensor | None], names: Sequence[str], out
     Writes nothing and keeps the graph; costs one backward pass a task.
     """
     present = [index for index, name in enumerate(names) if losses[name] is not None]
-    found = [loss for name in names if (loss := losses[name]) is not None]
+    found = [loss.mean() for name in names if (loss := losses[name]) is not None]  # of instances: their mean
     gram = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
     if found:
         at = torch.tensor(present)

@@ -68,7 +68,7 @@ class Visit:
         self._replay = Replay(parts.raw_model) if needs & {"losses_after_step", "look_ahead"} else None
         if "look_ahead" in needs:
             self._look_ahead(self.others[0])
-        self._losses, self._output = forward(parts.model, parts.tasks, self.batch)
+        self._losses, self._output = forward(parts.model, parts.tasks, self.batch, parts.balancer.loss_form)
         further = self.others[: parts.balancer.num_batches - 1]
         self._more = [forward(parts.model, parts.tasks, other)[0] for other in further]
         return self._losses
@@ -96,7 +96,9 @@ class Visit:
         if "losses_after_step" in balancer.needs:
             assert self._replay is not None
             with self._replay(), torch.no_grad():
-                balancer.after_step(_without(forward(parts.model, parts.tasks, self.batch)[0], outside))
+                balancer.after_step(
+                    _without(forward(parts.model, parts.tasks, self.batch, balancer.loss_form)[0], outside)
+                )
         return report
 
     def _look_ahead(self, other: Any) -> None:
@@ -106,7 +108,7 @@ class Visit:
 
         def losses_of(given: Any) -> dict[str, Tensor | None]:
             with replay():
-                return forward(parts.model, parts.tasks, given)[0]
+                return forward(parts.model, parts.tasks, given, parts.balancer.loss_form)[0]
 
         parameters = [parameter for parameter in parts.raw_model.parameters() if parameter.requires_grad]
         parts.balancer.look_ahead(

@@ -1,0 +1,271 @@
+"""The Gram matrix in stretches of the network: all tasks pass one stretch before any of them enters the next.
+
+What is kept is the gradients of all tasks at one place of the network, and what the Gram matrix of one stretch needs;
+neither K gradients nor the output gradients of all layers. The update is one more backward pass, of the weighted sum.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from counterpoint import linalg
+from counterpoint.gradients.jacobian import differentiate, empty_rows, fill_row, unscaled
+from counterpoint.gradients.layers import Layer, find_layers
+from counterpoint.gradients.passes import Edge, arrivals, differentiate_heads, differentiate_layers, find_frontier
+from counterpoint.gradients.products import ByLeaf, in_range
+from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
+
+
+@dataclasses.dataclass
+class LowMemoryGradients(ByLeaf):
+    """The Gram matrix of one step, and the losses, for the backward pass of their weighted sum.
+
+    Attributes:
+        products: Inner products of the task gradients (K, K), times the square of ``scale``.
+        losses: The losses, whose graph is still there.
+        retain_graph: Whether :meth:`combine` keeps it.
+    """
+
+    products: Tensor
+    losses: Sequence[Tensor]
+    retain_graph: bool
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the task gradients, (K, K) in float64."""
+        return self.products / self.scale / self.scale
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
+        pairs = zip(weights.tolist(), self.losses, strict=True)
+        seeds = [torch.full_like(loss, weight * self.scale) for weight, loss in pairs]
+        edges = [loss_edge(loss) for loss in self.losses]
+        found = differentiate(edges, self.leaves, seeds, retain_graph=self.retain_graph)
+        pieces = zip(found, self.leaves, strict=True)
+        return [torch.zeros_like(leaf) if piece is None else unscaled(piece, self.scale) for piece, leaf in pieces]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The shared leaves in the order of :meth:`combine`."""
+        return list(self.scope.shared)
+
+
+@dataclasses.dataclass
+class _Stretch:
+    """A part of the network between two places that every path passes.
+
+    Attributes:
+        begin: Where the gradients enter.
+        end: Where they leave; ``None`` in the last stretch.
+        layers: Its layers.
+        rest: The other leaves that are used in it.
+        lasts: The nodes that lead to its end, and by which of their edges.
+    """
+
+    begin: list[Edge]
+    end: Edge | None
+    layers: list[Layer]
+    rest: list[Tensor]
+    lasts: dict[Node, Sequence[tuple[int, Edge]]]
+
+
+def low_memory_gradients(
+    losses: Sequence[Tensor],
+    *,
+    shared: Iterable[Tensor] | None = None,
+    features: Sequence[Tensor] = (),
+    scale: float = 1.0,
+    retain_graph: bool = False,
+) -> LowMemoryGradients | None:
+    """Differentiate each loss once, stretch by stretch, and keep the inner products only.
+
+    Args:
+        losses: One scalar per task, each with a graph.
+        shared: Leaves to balance; default as in :func:`~counterpoint.gradients.scope.find_scope`.
+        features: Tensors where the heads begin; they only tell which leaves count as shared.
+        scale: Each loss is multiplied by this during the backward pass.
+        retain_graph: Keep the graph for another backward pass.
+
+    Returns:
+        The gradients, or ``None`` where the leaves that several tasks reach are not the balanced ones.
+    """
+    walk = Walk()
+    scope = find_scope(losses, shared=shared, features=features, walk=walk)
+    common = {node for node, mask in walk.masks.items() if mask & (mask - 1)}
+    balanced = set(scope.shared)
+    if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
+        return None
+    layers = [layer for layer in find_layers(scope.shared, walk) if _width(layer.edge) <= layer.weight.numel()]
+    edges, lasts = find_frontier(losses, walk)
+    parts = _stretches(common, walk, layers, scope.shared, list(edges))
+    if not parts:
+        return None
+    seeds, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=True)
+    products = torch.zeros(len(losses), len(losses), dtype=torch.float64)
+    for part in parts:
+        products += _pass(part, seeds, len(losses))
+    return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, losses, retain_graph)
+
+
+def _pass(part: _Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Tensor:
+    """Take all tasks through one stretch; replaces the gradients at its begin by those at its end.
+
+    Returns:
+        The part of the Gram matrix that belongs to its leaves.
+    """
+    entering = {edge: seeds.pop(edge) for edge in part.begin if edge in seeds}
+    total = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+    if not entering:
+        return total
+    edges = [GradientEdge(*edge) for edge in entering]
+    inputs = [*part.rest, *([] if part.end is None else [GradientEdge(*part.end)])]
+    rows = empty_rows(num_tasks, part.rest, None)
+    outputs: list[Tensor | None] = [None for _ in part.layers]
+    leaving: Tensor | None = None
+    with arrivals(part.lasts) as arrived:
+        for task in range(num_tasks):
+            arrived.clear()
+            seed = [stacked[task] for stacked in entering.values()]
+            found = differentiate_layers(edges, part.layers, inputs, seed, retain_graph=True)
+            for place, gradient in enumerate(found[: len(outputs)]):
+                if not _is_row(gradient, entering.get(_key(part.layers[place].edge)), task):
+                    outputs[place] = _put(outputs[place], gradient, task, num_tasks)
+            fill_row(rows[task], found[len(outputs) : len(outputs) + len(part.rest)], part.rest)
+            leaving = _put(leaving, arrived.get(part.end) if part.end else None, task, num_tasks)
+    if part.end is not None and leaving is not None:
+        seeds[part.end] = leaving if part.end not in seeds else seeds[part.end] + leaving
+    total += linalg.gram(rows).to(total)
+    for layer, whole in zip(part.layers, outputs, strict=True):
+        d = entering.get(_key(layer.edge)) if whole is None else whole
+        if d is not None:
+            total += _layer_gram(layer, d).to(total)
+    return total
+
+
+def _is_row(gradient: Tensor | None, entering: Tensor | None, task: int) -> bool:
+    """Return whether what entered at the output of a layer came back as it is, not changed by a hook."""
+    return gradient is not None and entering is not None and gradient.data_ptr() == entering[task].data_ptr()
+
+
+def _put(whole: Tensor | None, gradient: Tensor | None, task: int, num_tasks: int) -> Tensor | None:
+    """Put the gradient of one task into the tensor of all, which is made for the first one."""
+    if gradient is None:
+        return whole
+    if whole is None:
+        whole = gradient.new_zeros(num_tasks, *gradient.shape)
+    whole[task] = gradient
+    return whole
+
+
+def _layer_gram(layer: Layer, outputs: Tensor) -> Tensor:
+    """Return the part of one layer, in float64 if float32 does not reach."""
+    for exact in (False, True):
+        products = torch.stack([layer.gram(piece, exact=exact) for piece in layer.pieces(outputs)]).sum(dim=0)
+        if in_range(products):
+            break
+    return products
+
+
+def _key(edge: GradientEdge) -> Edge:
+    return edge.node, edge.output_nr
+
+
+def _stretches(
+    common: set[Node], walk: Walk, layers: Sequence[Layer], leaves: Sequence[Tensor], begin: Sequence[Edge]
+) -> list[_Stretch]:
+    """Cut what several tasks reach into stretches, at every place where all paths meet in one edge.
+
+    Returns:
+        The stretches from the heads down; nothing if a head uses a shared leaf itself.
+    """
+    carrying = _carrying(walk)
+    order = [node for node in walk.order if node in common and node not in carrying]
+    position = {node: at for at, node in enumerate(order)}
+    if not all(node in position for node, _ in begin):
+        return []
+    uses = {walk.leaves[node]: _uses(node, walk, position) for node in walk.leaves if node in common}
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    rest = [(min(uses[leaf]), leaf) for leaf in leaves if leaf not in taken]
+    sizes = [(position[layer.edge.node], _width(layer.edge)) for layer in layers]
+    sizes += [(at, leaf.numel()) for at, leaf in rest]
+    places = _worthwhile(_meetings(order, position, uses.values(), begin), position, sizes)
+    starts = [0, *(position[node] for node, _ in places)]
+    parts = [_Stretch([], end, [], [], {}) for end in [*places, None]]
+
+    def part(at: int) -> _Stretch:
+        return parts[bisect.bisect_right(starts, at) - 1]
+
+    for edge in dict.fromkeys([*begin, *places]):
+        part(position[edge[0]]).begin.append(edge)
+    for layer in layers:
+        part(position[layer.edge.node]).layers.append(layer)
+    for at, leaf in rest:
+        part(at).rest.append(leaf)
+    for node in order:
+        here = part(position[node])
+        slots = [slot for slot, edge in enumerate(node.next_functions) if edge == here.end]
+        if slots and here.end is not None:
+            here.lasts[node] = [(slot, here.end) for slot in slots]
+    return parts
+
+
+def _width(edge: GradientEdge | Edge) -> int:
+    """Return the number of elements of the gradient at an edge."""
+    return math.prod(edge[0]._input_metadata[edge[1]].shape)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _worthwhile(places: Sequence[Edge], position: Mapping[Node, int], sizes: Sequence[tuple[int, int]]) -> list[Edge]:
+    """Leave out places that are wider than what one pass has to keep below them, down to the next place."""
+    kept: list[Edge] = []
+    below = len(position)
+    for place in reversed(places):
+        at = position[place[0]]
+        if sum(size for use, size in sizes if at <= use < below) >= _width(place):
+            kept.append(place)
+            below = at
+    return kept[::-1]
+
+
+def _carrying(walk: Walk) -> set[Node]:
+    """Return the nodes that accumulate a gradient, or only pass a weight on to the operation that uses it."""
+    found: set[Node] = set()
+    for node in reversed(walk.order):
+        children = [child for child, _ in node.next_functions if child is not None]
+        if node in walk.leaves or (node.name() in CARRIERS and all(child in found for child in children)):
+            found.add(node)
+    return found
+
+
+def _uses(node: Node, walk: Walk, position: Mapping[Node, int]) -> list[int]:
+    """Return where the leaf of a node is used."""
+    found: list[int] = []
+    above = [*walk.parents.get(node, ())]
+    while above:
+        parent = above.pop()
+        if parent in position:
+            found.append(position[parent])
+        else:
+            above += walk.parents.get(parent, ())
+    return found
+
+
+def _meetings(
+    order: Sequence[Node], position: Mapping[Node, int], uses: Iterable[Sequence[int]], begin: Sequence[Edge]
+) -> list[Edge]:
+    """Return the edges that all paths pass, in their order, but none that would part the uses of one leaf."""
+    first: dict[Edge, int] = dict.fromkeys(begin, 0)
+    for at, node in enumerate(order):
+        for edge in node.next_functions:
+            if edge[0] in position:
+                first.setdefault(edge, at + 1)  # type: ignore[arg-type]
+    crossing = [0] * (len(order) + 1)
+    spans = [(start, position[node]) for (node, _), start in first.items()]
+    for start, stop in [*spans, *((min(at) + 1, max(at)) for at in uses if len(at) > 1)]:
+        for place in range(start, stop + 1):
+            crossing[place] += 1
+    incoming = {position[node]: (node, number) for node, number in first}
+    return [incoming[place] for place in range(1, len(order)) if crossing[place] == 1 and place in incoming]

@@ -1,0 +1,213 @@
+"""The Gram matrix made in stretches: equal to that of the rows in float64, and in how much memory."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from counterpoint.balancers import PCGrad
+from counterpoint.blocks import MLP, ResNet18
+from counterpoint.errors import OptionError
+from counterpoint.gradients import low_memory, low_memory_gradients, task_gradients
+
+
+def dense(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+class Block(nn.Module):
+    """Two paths that meet again."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(width, width), nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return x + self.two(self.one(self.norm(x)).relu())
+
+
+class Tied(nn.Module):
+    """One weight at the begin and at the end: nothing between them may be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.between = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.first(self.between(self.first(x).tanh()).tanh())
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.Conv2d(4, 3, 2), nn.Flatten()
+        )
+
+    def forward(self, x):
+        return self.body(x[:, None, :, None] * x[:, None, None, :])
+
+
+TRUNKS = {
+    "mlp": (lambda: nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(6, 6), nn.Tanh())]), 4),
+    "wide mlp": (lambda: nn.Sequential(nn.Linear(6, 90), nn.Tanh(), nn.Linear(90, 90), nn.ReLU(), nn.Linear(90, 4)), 3),
+    "residual": (lambda: nn.Sequential(Block(6), Block(6), Block(6)), 3),
+    "tied": (Tied, 1),
+    "convolutions": (Convolutions, 1),
+    "attention": (lambda: nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.TransformerEncoderLayer(6, 2, 9, 0.0)), 1),
+}
+
+
+def losses_of(z, num_tasks=4):
+    torch.manual_seed(7)
+    heads = [nn.Linear(z.flatten(1).shape[1], 1).to(z) for _ in range(num_tasks)]
+    return [(head(z.flatten(1)) - k).square().mean() for k, head in enumerate(heads)]
+
+
+def check_gram(losses, scale=1.0):
+    found = low_memory_gradients(losses, retain_graph=True, scale=scale)
+    assert found is not None
+    plain = task_gradients(losses, shared=found.leaves, retain_graph=True)
+    torch.testing.assert_close(found.gram(), plain.jacobian @ plain.jacobian.T, rtol=1e-10, atol=1e-13)
+    return found, plain
+
+
+def check(losses, scale=1.0):
+    found, plain = check_gram(losses, scale)
+    weights = torch.linspace(-1.0, 2.0, len(losses), dtype=torch.float64)
+    pieces = torch.cat([piece.flatten() for piece in found.combine(weights)])
+    torch.testing.assert_close(pieces, weights @ plain.jacobian, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize("name", TRUNKS)
+def test_equal_to_the_rows(name, scale, monkeypatch):
+    torch.manual_seed(0)
+    parts = []
+    inside = low_memory._stretches
+    monkeypatch.setattr(low_memory, "_stretches", lambda *args: parts.append(inside(*args)) or parts[0])
+    build, least = TRUNKS[name]
+    check(losses_of(build().double()(dense(5, 6))), scale)
+    assert sum(bool(part.layers or part.rest) for part in parts[0]) >= least
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_heads_that_begin_at_several_places(num_tasks, every, monkeypatch):
+    if every:  # cut also where it saves nothing: at the place where the second head begins
+        monkeypatch.setattr(low_memory, "_worthwhile", lambda places, position, sizes: places)
+    torch.manual_seed(0)
+    first, second = Block(6).double(), Block(6).double()
+    one = first(dense(5, 6)).tanh()
+    two = second(one)
+    losses = [two.square().sum(), one.sum() + two.exp().mean(), one.pow(3).sum()][:num_tasks]
+    check(losses)
+
+
+def test_a_hook_acts_once():
+    """At the output of a layer, between layers, and where the heads begin."""
+    torch.manual_seed(0)
+    z = dense(5, 6)
+    for _ in range(3):
+        z = nn.Linear(6, 6).double()(z)
+        z.register_hook(lambda gradient: gradient * 3)
+        z = z.tanh()
+        z.register_hook(lambda gradient: gradient.clamp(min=-1e-3) * 0.5)
+    check_gram(losses_of(z))
+
+
+def test_a_head_with_a_shared_weight_of_its_own_takes_another_way():
+    layer = nn.Linear(6, 6).double()
+    z = layer(dense(5, 6))
+    assert low_memory_gradients([z.sum() + layer.weight.sum(), z.exp().sum() + layer.weight.square().sum()]) is None
+
+
+def test_backward_writes_what_the_rows_write():
+    written = []
+    for engine in ("rows", "low_memory"):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(Block(6), Block(6)).double()
+        heads = nn.ModuleList([nn.Linear(6, 1).double() for _ in range(3)])
+        z = trunk(dense(5, 6))
+        balancer = PCGrad(3, generator=torch.Generator().manual_seed(0))
+        balancer.engine = engine
+        report = balancer.backward([(head(z) - k).square().mean() for k, head in enumerate(heads)])
+        written.append([p.grad for p in [*trunk.parameters(), *heads.parameters()]])
+        assert report.num_backward == 3 + (engine == "low_memory")
+    for mine, theirs in zip(*written, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_an_unknown_engine_is_refused():
+    balancer = PCGrad(2)
+    balancer.engine = "fast"  # pyright: ignore[reportAttributeAccessIssue]
+    z = nn.Linear(3, 3)(torch.randn(2, 3))
+    with pytest.raises(OptionError, match="engine"):
+        balancer.backward([z.sum(), z.square().sum()])
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside that are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.known and key not in old:
+                    self.known.add(key)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._free, key, storage.nbytes())
+        return result
+
+    def _free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def peak_of(function):
+    with Peak() as peak:
+        function()
+    return peak.peak
+
+
+def network(name):
+    torch.manual_seed(0)
+    if name == "mlp":
+        return MLP((512,), widths=(512,) * 5), torch.randn(32, 512)
+    return ResNet18((3, 64, 64)), torch.randn(16, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("name", "num_tasks"), [("mlp", 3), ("mlp", 8), ("mlp", 40), ("resnet18", 3), ("resnet18", 8)])
+def test_memory_is_near_that_of_one_backward_pass(name, num_tasks):
+    """At most 1.5 times as much, where the rows need K times and the layers up to 3.5 times as much."""
+    trunk, x = network(name)
+    heads = nn.ModuleList([nn.Linear(trunk.channels[-1], 10) for _ in range(num_tasks)])
+
+    def losses():
+        z = trunk(x)
+        z = z.flatten(2).mean(dim=2) if z.ndim > 2 else z
+        trunk.zero_grad()
+        heads.zero_grad()
+        return [nn.functional.cross_entropy(head(z), torch.arange(len(x)) % 10) for head in heads]
+
+    summed = torch.stack(losses()).sum()
+    least = peak_of(summed.backward)
+    given = losses()
+    balancer = PCGrad(num_tasks)
+    balancer.engine = "low_memory"
+    assert peak_of(lambda: balancer.backward(given)) <= 1.5 * least
+    rows, given = PCGrad(num_tasks), losses()
+    rows.engine = "rows"
+    assert peak_of(lambda: rows.backward(given)) > 0.9 * num_tasks * least  # what is counted is counted
