@@ -127,7 +127,7 @@ def norms(gram: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
 def nonzero_rows(gram: Float[Tensor, "K K"]) -> Bool[Tensor, " K"]:
     """Return which rows are not zero; a row 1e-12 times shorter than the longest one counts as zero."""
     lengths = norms(gram)
-    return lengths > _ZERO_ROW * lengths.max()
+    return lengths > _ZERO_ROW * lengths.max() if len(lengths) else lengths > 0
 
 
 def cosine(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:

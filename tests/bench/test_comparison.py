@@ -144,9 +144,9 @@ def test_a_comparison_of_another_configuration_is_refused(finished):
 
 
 def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
-    from counterpoint.training import loop
+    from counterpoint.training import visit
 
-    original = loop.forward
+    original = visit.forward
 
     def sabotage(model, tasks, batch, *form):
         losses, output = original(model, tasks, batch, *form)
@@ -162,7 +162,7 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch
         sabotage.method = config.balancer.name if config.seed == 1 else ""
         return real(config, path, on_epoch)
 
-    monkeypatch.setattr(loop, "forward", sabotage)
+    monkeypatch.setattr(visit, "forward", sabotage)
     monkeypatch.setattr(runner, "run_one", run_one)
     events = compare(tmp_path, methods=("pcgrad", "gls"))
     failed = [event for event in events if event.kind == "failed"]

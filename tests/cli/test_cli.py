@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from counterpoint import architectures, balancers, blocks, data
+from counterpoint import architectures, balancers, blocks, data, schedules
 from counterpoint.cli.main import VERBS, main
 
 QUICK = ["--training.epochs", "1", "--data.num_train", "200", "--data.num_val", "100", "--data.num_test", "100"]
@@ -47,6 +47,7 @@ def test_help_fits_on_a_screen(verb, capsys, monkeypatch):
     ("kind", "family"),
     [
         ("balancers", balancers.BALANCERS),
+        ("schedules", schedules.SCHEDULES),
         ("architectures", architectures.ARCHITECTURES),
         ("datasets", data.DATASETS),
         ("backbones", blocks.BACKBONES),

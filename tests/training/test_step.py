@@ -88,9 +88,9 @@ def test_measuring_conflict_disturbs_nothing():
 
 
 def test_a_loss_that_is_not_finite_names_step_and_task_and_keeps_the_checkpoint(make, tmp_path, monkeypatch):
-    from counterpoint.training import loop
+    from counterpoint.training import visit
 
-    original, calls = loop.forward, []
+    original, calls = visit.forward, []
 
     def sabotage(*arguments):
         found, output = original(*arguments)
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_keeps_the_checkpoint(
             found["b"] = found["b"] * float("nan")
         return found, output
 
-    monkeypatch.setattr(loop, "forward", sabotage)
+    monkeypatch.setattr(visit, "forward", sabotage)
     run = make("pcgrad")
     with training.RunFolder(tmp_path, {}) as folder:
         with pytest.raises(

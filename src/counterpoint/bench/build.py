@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from counterpoint import architectures, blocks, data
+from counterpoint import architectures, blocks, data, schedules
 from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
@@ -38,6 +38,7 @@ class Built:
     balancer: Balancer
     optimizer: torch.optim.Optimizer
     scheduler: Any
+    schedule: schedules.Schedule
     fabric: Fabric
 
 
@@ -53,6 +54,7 @@ def check_run(config: RunConfig) -> None:
     check_component(blocks.BACKBONES, model.backbone, model.backbone_options, where="--model.backbone_options.{} VALUE")
     check_component(blocks.HEADS, model.head, model.head_options, where="--model.head_options.{} VALUE")
     check_balancer(balancer, where="--balancer.{} VALUE")
+    check_component(schedules.SCHEDULES, config.schedule.name, config.schedule.options, where="--schedule.{} VALUE")
     check_choice("training: precision", config.training.precision, _PRECISIONS)
     check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
     check_integer("training: threads", config.training.threads, low=0)
@@ -90,12 +92,14 @@ def build(config: RunConfig) -> Built:
     seed_everything(config.seed)
     with fabric.init_module():
         model = _model(config, dataset, tasks)
-    balancer = build_balancer(config.balancer, [task.name for task in tasks])
+    names = [task.name for task in tasks]
+    balancer = build_balancer(config.balancer, names)
     optimizer_config = config.optimizer
     groups = [(group.match, group.options) for group in optimizer_config.groups]
     optimizer = build_optimizer(optimizer_config.name, optimizer_config.options, groups, model, balancer)
     scheduler = build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
-    return Built(dataset, tasks, model, balancer, optimizer, scheduler, fabric)
+    schedule = schedules.create(config.schedule.name, tasks=names, **config.schedule.options)
+    return Built(dataset, tasks, model, balancer, optimizer, scheduler, schedule, fabric)
 
 
 def _fabric(training: TrainingConfig) -> Fabric:

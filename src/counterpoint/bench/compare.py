@@ -11,7 +11,7 @@ import yaml
 from counterpoint.bench.build import build, check_run
 from counterpoint.bench.method import build_balancer, canonical_name, check_balancer
 from counterpoint.bench.results import TaskInfo
-from counterpoint.bench.run_config import BalancerConfig, RunConfig, one_line, parse_run
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, one_line, parse_run
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
@@ -118,7 +118,7 @@ def make_jobs(config: CompareConfig, folder: Path, tasks: Sequence[str]) -> list
         base = dataclasses.replace(config.run, seed=seed)
         for task in tasks:
             data = dataclasses.replace(base.data, tasks=(task,))
-            only = dataclasses.replace(base, data=data, balancer=BalancerConfig())
+            only = dataclasses.replace(base, data=data, balancer=BalancerConfig(), schedule=ScheduleConfig())
             jobs.append(Job(SINGLE_TASK, task, only, folder / "runs" / f"{SINGLE_TASK}-{task}" / f"seed{seed}"))
         for method, balancer in methods.items():
             path = folder / "runs" / _folder_name(method) / f"seed{seed}"

@@ -71,6 +71,19 @@ class BalancerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Which tasks are updated together.
+
+    Attributes:
+        name: Key of the schedule.
+        options: Arguments of its constructor, without the tasks.
+    """
+
+    name: str = "joint"
+    options: Options = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class GroupConfig:
     """Options of some parameters.
 
@@ -162,7 +175,8 @@ class RunConfig:
         model: Network.
         balancer: Balancer.
         optimizer: Optimizer.
-        scheduler: Schedule.
+        schedule: Which tasks are updated together.
+        scheduler: Schedule of the learning rate.
         training: Length, measurements, device.
         seed: Seed of initialization, sample order and everything random.
     """
@@ -171,6 +185,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     balancer: BalancerConfig = dataclasses.field(default_factory=BalancerConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     seed: int = 0
@@ -181,11 +196,11 @@ class RunConfig:
 
 
 # Sections whose options may be written without ``options.``: ``balancer.c=0.2`` is ``balancer.options.c=0.2``.
-_OPEN = {"data", "balancer", "optimizer", "scheduler"}
+_OPEN = {"data", "balancer", "optimizer", "schedule", "scheduler"}
 
 # Paths that name a class, and where the options of that class stand in the section: another class forgets them.
 _NAMES = {
-    **dict.fromkeys(("data", "model", "balancer", "optimizer", "scheduler"), "options"),
+    **dict.fromkeys(("data", "model", "balancer", "optimizer", "schedule", "scheduler"), "options"),
     "model.backbone": "backbone_options",
     "model.head": "head_options",
 }

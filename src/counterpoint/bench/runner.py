@@ -89,6 +89,7 @@ def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], 
                 config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step),
                 tasks=built.tasks,
                 scheduler=built.scheduler,
+                schedule=built.schedule,
                 fabric=built.fabric,
                 on_epoch=on_epoch,
             )

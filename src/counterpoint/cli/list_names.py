@@ -1,4 +1,4 @@
-"""List what there is, with a line each: balancers, architectures, datasets, backbones, recipes."""
+"""List what there is, with a line each."""
 
 import argparse
 import fnmatch
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from counterpoint.cli._arguments import reject
 from counterpoint.registry import unknown
 
-HELP = "list balancers, architectures, datasets, backbones or recipes"
-KINDS = ("balancers", "architectures", "datasets", "backbones", "recipes")
+HELP = "list balancers, schedules, architectures, datasets, backbones or recipes"
+KINDS = ("balancers", "schedules", "architectures", "datasets", "backbones", "recipes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +54,11 @@ def registries() -> dict:
     from counterpoint.balancers import BALANCERS
     from counterpoint.blocks import BACKBONES, HEADS
     from counterpoint.data import DATASETS
+    from counterpoint.schedules import SCHEDULES
 
     return {
         "balancers": BALANCERS,
+        "schedules": SCHEDULES,
         "architectures": ARCHITECTURES,
         "datasets": DATASETS,
         "backbones": BACKBONES,

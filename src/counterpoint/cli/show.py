@@ -1,4 +1,4 @@
-"""Show all facts and options of a balancer, architecture, data set or backbone."""
+"""Show all facts and options of a balancer, schedule, architecture, data set or backbone."""
 
 import argparse
 import inspect
@@ -15,7 +15,7 @@ HELP = "show equation, source, provenance, cost and options of one of them"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("name", metavar="NAME", help="key of a balancer, architecture, data set or backbone")
+    parser.add_argument("name", metavar="NAME", help="key of a balancer, schedule, architecture, data set or backbone")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_recipe(parser)
     parser.add_argument("--balancer", metavar="NAME", help="balancer (counterpoint list balancers)")
+    parser.add_argument(
+        "--schedule", metavar="NAME", help="which tasks are updated together (counterpoint list schedules)"
+    )
     parser.add_argument("--seed", type=int, help="seed of everything random")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-BALANCER-seedN)"
@@ -24,12 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Train and print the result."""
-    named = [] if args.balancer is None else ["--balancer", args.balancer]
+    given = {"--balancer": args.balancer, "--schedule": args.schedule}
+    named = [word for option, name in given.items() if name is not None for word in (option, name)]
     config = read_run(args, [*named, *rest], seed=args.seed)
+    from counterpoint.bench.run_config import RunConfig
     from counterpoint.bench.runner import run_one
     from counterpoint.cli._progress import RunProgress
 
-    name = f"{Path(args.recipe).stem}-{config.balancer.name}-seed{config.seed}"
+    schedule = "" if config.schedule.name == RunConfig().schedule.name else f"-{config.schedule.name}"
+    name = f"{Path(args.recipe).stem}-{config.balancer.name}{schedule}-seed{config.seed}"
     path = args.out or Path("runs") / name
     with RunProgress([(name, config.training.epochs)]) as progress:
         result = run_one(config, path, lambda record: progress.epoch(0, record["epoch"]))

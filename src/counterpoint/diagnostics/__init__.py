@@ -1,3 +1,16 @@
 """Diagnostics: pure measures of conflict on small matrices."""
 
+from counterpoint.diagnostics.compliance import UpdateCompliance as UpdateCompliance
+from counterpoint.diagnostics.compliance import update_compliance as update_compliance
+from counterpoint.diagnostics.conflict import condition_number as condition_number
+from counterpoint.diagnostics.conflict import conflict_rate as conflict_rate
+from counterpoint.diagnostics.conflict import cosine_matrix as cosine_matrix
+from counterpoint.diagnostics.conflict import curvature_bound as curvature_bound
+from counterpoint.diagnostics.conflict import dominance_ratio as dominance_ratio
+from counterpoint.diagnostics.conflict import dominated_conflicts as dominated_conflicts
+from counterpoint.diagnostics.conflict import magnitude_similarity as magnitude_similarity
+from counterpoint.diagnostics.conflict import mean_sign_purity as mean_sign_purity
 from counterpoint.diagnostics.conflict import pairwise_cosines as pairwise_cosines
+from counterpoint.diagnostics.conflict import sign_purity as sign_purity
+from counterpoint.diagnostics.conflict import stationarity_gap as stationarity_gap
+from counterpoint.diagnostics.conflict import update_cosines as update_cosines

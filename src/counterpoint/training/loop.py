@@ -8,27 +8,28 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from counterpoint._checks import check_choice, check_integer
-from counterpoint.balancers import Balancer, BalancerReport, LookAhead
+from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.data import MultiTaskData
 from counterpoint.diagnostics import pairwise_cosines
 from counterpoint.errors import FileError, NonFiniteError
+from counterpoint.schedules import Joint, Schedule, ScheduleReport
 from counterpoint.tasks import Task
 from counterpoint.training.evaluate import evaluate
 from counterpoint.training.memory import PeakMemory
-from counterpoint.training.replay import Replay
 from counterpoint.training.run_folder import METRICS, RESULT, TIMING, RunFolder, read_records
 from counterpoint.training.sampler import SeededSampler
 from counterpoint.training.seed import rng_state, set_rng_state
 from counterpoint.training.selection import RULES, select, validation_score
-from counterpoint.training.step import conflict_gram, forward, sharing, transform_heads, update
+from counterpoint.training.step import sharing, transform_heads
+from counterpoint.training.visit import Parts, Visit
 
-_FORMAT = 1  # of checkpoints
+_FORMAT = 2  # of checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ def fit(
     *,
     tasks: Sequence[Task] | None = None,
     scheduler: Any = None,
+    schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def fit(
         options: Length, batch size, monitoring, selection.
         tasks: Tasks to train; default all of the data set.
         scheduler: Learning-rate schedule, or ``None``.
+        schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
 
@@ -110,7 +113,9 @@ def fit(
     if (done := folder.result) is not None:
         return done
     fabric = fabric or Fabric(devices=1)
-    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks or data.tasks, scheduler, fabric)
+    tasks = tasks or data.tasks
+    schedule = schedule or Joint(tasks=[task.name for task in tasks])
+    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -132,11 +137,12 @@ class _Loop:
         options: FitOptions,
         tasks: Sequence[Task],
         scheduler: Any,
+        schedule: Schedule,
         fabric: Fabric,
     ) -> None:
         self.raw_model, self.raw_optimizer = model, optimizer
         self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.balancer = balancer.to(fabric.device)
+        self.balancer, self.schedule = balancer.to(fabric.device), schedule
         self.folder, self.options, self.scheduler, self.fabric = folder, options, scheduler, fabric
         self.tasks = tuple(tasks)
         self.names = [task.name for task in self.tasks]
@@ -148,8 +154,9 @@ class _Loop:
         others = max(balancer.num_batches - 1, int("look_ahead" in balancer.needs))
         self.samplers = [SeededSampler(train, options.seed, stream) for stream in range(1 + others)]
         self.train, *self.others = (self._loader(train, options.batch_size, sampler) for sampler in self.samplers)
-        self.level = "features" if "transform" in balancer.needs else options.level
-        self.shared = list(sharing(model, balancer)) if balancer.keeps_columns else None
+        level = "features" if "transform" in balancer.needs else options.level
+        shared = list(sharing(model, balancer)) if balancer.keeps_columns else None
+        self.parts = Parts(self.model, model, self.optimizer, optimizer, self.balancer, self.tasks, level, shared)
         if "transform" in balancer.needs:
             transform_heads(model, balancer, self.names)
         self.evals = {
@@ -186,6 +193,7 @@ class _Loop:
         self.raw_model.load_state_dict(state["model"])
         self.raw_optimizer.load_state_dict(state["optimizer"])
         self.balancer.load_state_dict(state["balancer"])
+        self.schedule.load_state_dict(state["schedule"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         for name in ("epoch", "step", "num_backward", "train_seconds", "best_score"):
@@ -209,9 +217,11 @@ class _Loop:
             monitored += spent
             step_times.append(time.perf_counter() - begin - spent)
             self.num_backward += report.num_backward
-            means.add(report)
+            for part in report.reports:
+                means.add(part)
             if self.options.step_schedule and self.scheduler is not None:
                 self.scheduler.step()
+        self.schedule.end_epoch(self.raw_optimizer, model=self.raw_model)
         self.train_seconds += time.perf_counter() - started - monitored
         self.epoch += 1
         self.balancer.end_epoch()
@@ -221,11 +231,11 @@ class _Loop:
             self.folder.save_checkpoint("last", self._state())
         return record
 
-    def _update(self, batch: Any, others: Sequence[Any]) -> tuple[BalancerReport, float]:
-        """Do one update; return its report and the seconds that monitoring took.
+    def _update(self, batch: Any, others: Sequence[Any]) -> tuple[ScheduleReport, float]:
+        """Take one batch through the schedule; return its report and the seconds that monitoring took.
 
         Args:
-            batch: What the step is taken on.
+            batch: What the steps are taken on.
             others: Further batches of the training split, for methods that read them.
 
         Raises:
@@ -234,51 +244,24 @@ class _Loop:
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
-        spent = 0.0
+        visit = Visit(self.parts, batch, others, monitor=monitor)
         try:
-            replay = Replay(self.raw_model) if self.balancer.needs & {"losses_after_step", "look_ahead"} else None
-            if "look_ahead" in self.balancer.needs:
-                self._look_ahead(replay, batch, others[0])
-            losses, output = forward(self.model, self.tasks, batch, self.balancer.loss_form)
-            more = [forward(self.model, self.tasks, other)[0] for other in others[: self.balancer.num_batches - 1]]
-            gram = None
-            known = self.balancer.reports_gram and self.level != "features"
-            if monitor and not known:
-                begin = time.perf_counter()
-                gram = conflict_gram(losses, self.names, output)
-                spent += time.perf_counter() - begin
-            report = update(
-                losses, output, self.balancer, self.optimizer, level=self.level, shared=self.shared, more=more
+            report = self.schedule.step(
+                visit.losses, self.raw_optimizer, self.balancer, model=self.raw_model, update=visit.update
             )
-            if "losses_after_step" in self.balancer.needs:
-                assert replay is not None
-                with replay(), torch.no_grad():
-                    self.balancer.after_step(forward(self.model, self.tasks, batch, self.balancer.loss_form)[0])
         except NonFiniteError as error:
             where = f"epoch {self.epoch + 1}, step {self.step}"
             raise NonFiniteError(f"{where}: {error}", error.tasks) from error
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
-        if monitor:
+        spent = visit.seconds
+        if visit.gram is not None:
             begin = time.perf_counter()
-            cosines = pairwise_cosines(report.gram if gram is None else gram, self.names)  # type: ignore[arg-type]
+            cosines = pairwise_cosines(visit.gram, self.names)
             epoch = self.epoch + (self.step - 1 - self.epoch * len(self.train)) / len(self.train)
             self.folder.append({"kind": "conflict", "step": self.step, "epoch": round(epoch, 6), "cosine": cosines})
             spent += time.perf_counter() - begin
         return report, spent
-
-    def _look_ahead(self, replay: Replay | None, batch: Any, other: Any) -> None:
-        """Let a balancer try steps before the real one."""
-
-        def losses_of(given: Any) -> dict[str, Tensor | None]:
-            assert replay is not None
-            with replay():
-                return forward(self.model, self.tasks, given, self.balancer.loss_form)[0]
-
-        parameters = [parameter for parameter in self.raw_model.parameters() if parameter.requires_grad]
-        self.balancer.look_ahead(
-            LookAhead(lambda: losses_of(batch), lambda: losses_of(other), parameters, self.raw_optimizer)
-        )
 
     def _evaluate(self, means: "_Means", step_times: list[float]) -> dict[str, Any]:
         """Evaluate, step the schedule and return the record of the epoch; keep the best model."""
@@ -322,6 +305,7 @@ class _Loop:
             "optimizer": self.raw_optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "rng": rng_state(),
             "records_bytes": self.folder.size(),
             **{
