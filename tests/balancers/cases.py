@@ -141,6 +141,12 @@ CASES = (
         oracle="spmtl_weights",
     ),
     Case(
+        "osmtl",
+        "losses",  # the battery gives other losses against each label set, so there is no claim on the order of tasks
+        variants=({"update": "batch", "temperature": 0.3}, {"include_self": False, "alpha": 0.2}, {"alpha": 1.0}),
+        oracle="osmtl_relation",
+    ),
+    Case(
         "mgda",
         "gram",
         variants=(

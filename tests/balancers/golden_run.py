@@ -38,7 +38,8 @@ def curve(case):
         found.append(losses.tolist())
         optimizer.zero_grad()
         more = [losses_at(shrink=0.9**i) for i in range(1, balancer.num_batches)]
-        balancer.backward(losses if balancer.loss_form == "task" else list(losses[:, None] * SPREAD), more=more)
+        spread = SPREAD if balancer.loss_form == "instance" else SPREAD[: len(losses)]
+        balancer.backward(losses if balancer.loss_form == "task" else list(losses[:, None] * spread), more=more)
         optimizer.step()
         balancer.after_step(losses_at().detach())
         if step % 5 == 4:

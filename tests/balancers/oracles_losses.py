@@ -3,9 +3,10 @@
 import torch
 
 from balancers.comparison import agree
-from counterpoint.balancers import DTP, LDCMTL, STCH
+from counterpoint.balancers import DTP, LDCMTL, OSMTL, STCH
 from counterpoint.balancers.dtp import dtp_weights
 from counterpoint.balancers.ldc_mtl import ldc_mtl_objective, normalized_losses
+from counterpoint.balancers.osmtl import osmtl_relation
 from counterpoint.balancers.stch import stch_log_objective
 
 
@@ -59,6 +60,22 @@ def check_ldc_mtl(case, jacobian):
     agree(
         balancer.objective(losses).detach(), expected["total"], 1e-6
     )  # the router was rounded to float32 on the way in
+
+
+def check_osmtl_relation(case, jacobian):
+    options, inputs = case["hyperparameters"], case["inputs"]
+    cross = torch.tensor(inputs["loss_of_model_k_on_task_m"], dtype=torch.float64)
+    eta = torch.tensor(inputs["eta"], dtype=torch.float64)
+    after = osmtl_relation(eta.log(), cross, temperature=options["lambda"]).exp()
+    agree(after, case["expected"]["eta_next"], case["tolerance_rel"])
+    settings = {"temperature": options["lambda"], "alpha": options["alpha"]}
+    online, batch = OSMTL(len(cross), **settings), OSMTL(len(cross), update="batch", **settings)
+    online.scalars(list(cross))
+    agree(online.log_eta.exp(), case["expected"]["eta_next"], case["tolerance_rel"])
+    for balancer in (online, batch):  # the weights of the next step, and, in closed form, of this one
+        leaf = cross.clone().requires_grad_()
+        found = torch.autograd.grad(sum(balancer.scalars(list(leaf))), leaf)[0]
+        agree(found, case["expected"]["mu_next"], case["tolerance_rel"])
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}

@@ -121,3 +121,11 @@ def test_with_the_sum_detached_all_weights_of_fixed_losses_fall():
     halfway, end = learned(lam=0.0, steps=200), learned(lam=0.0, steps=400)
     assert bool((end < halfway).all())
     assert bool((halfway < 0.5).all())
+
+
+def test_weights_that_were_drawn_to_nothing_still_have_a_mean():
+    balancer = LDCMTL(2)
+    with torch.no_grad():
+        for scalar in balancer.router:
+            scalar.fill_(-200.0)
+    torch.testing.assert_close(balancer.weights(None, torch.tensor([1.0, 3.0])), torch.tensor([0.5, 0.5]))

@@ -39,6 +39,7 @@ from counterpoint.balancers.moco import MoCo as MoCo
 from counterpoint.balancers.modo import MoDo as MoDo
 from counterpoint.balancers.msi import MSI as MSI
 from counterpoint.balancers.nash_mtl import NashMTL as NashMTL
+from counterpoint.balancers.osmtl import OSMTL as OSMTL
 from counterpoint.balancers.pcgrad import PCGrad as PCGrad
 from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI

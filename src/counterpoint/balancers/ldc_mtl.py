@@ -11,6 +11,7 @@ from counterpoint._checks import check_choice, check_per_task, check_range
 from counterpoint.balancers._base import LossBalancer
 
 _NORMALIZATIONS = ("none", "initial", "log_ratio")
+_LEAST = -80.0  # the sigmoid of less vanishes in float32, and the mean of the losses would be 0 / 0
 _SMALLEST = 1e-20  # a smaller ratio of losses counts as this one
 
 
@@ -72,7 +73,7 @@ def ldc_mtl_objective(
 class LDCMTL(LossBalancer):
     """LDC-MTL: weights learned with the network, under a penalty on unequal losses; see :func:`ldc_mtl_objective`.
 
-    Each weight is the sigmoid of a parameter. Give ``balancer.parameters()`` to the optimizer, as a group of their own
+    Each weight is the sigmoid of a parameter, which counts as -80 where it is drawn below that. Give ``balancer.parameters()`` to the optimizer, as a group of their own
     with ``weight_decay=0``. The defaults are those of the released code where the weights are free parameters and the
     losses are of one kind (CelebA: normalization none, lam 0.01, sum detached); for losses in different units take
     another normalization. In the released code: Cityscapes none and lam 0.1, NYUv2 initial and 0.05 with the sum not
@@ -134,7 +135,7 @@ class LDCMTL(LossBalancer):
         known = self.reference[~self.reference.isnan()]
         smallest = float(known.min()) if len(known) else 1.0
         normalized = normalized_losses(wide, self.reference[index], self.normalization, smallest=smallest)
-        router = torch.stack([self.router[task] for task in positions]).to(wide).sigmoid()
+        router = torch.stack([self.router[task] for task in positions]).to(wide).clamp(min=_LEAST).sigmoid()
         return ldc_mtl_objective(normalized, router, lam=self.lam, detach_sum=self.detach_sum).to(losses)
 
     def end_epoch(self) -> None:

@@ -47,22 +47,24 @@ def call(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[in
     """Run one pure step of a balancer of any kind: task weights, or for a ``JacobianBalancer`` the direction."""
     if balancer.reads == "jacobian":
         return balancer.combine(jacobian, losses, present=present)  # type: ignore[attr-defined]
-    if balancer.loss_form == "instance":
-        return _call_by_instance(balancer, losses, present)
+    if balancer.loss_form != "task":
+        return _call_by_form(balancer, losses, present)
     argument = gram(jacobian).to(jacobian.dtype) if jacobian.dtype == torch.float64 else gram(jacobian)
     return balancer.weights(argument, losses, present=present)  # type: ignore[attr-defined]
 
 
-def _by_instance(losses: Tensor) -> list[Tensor]:
-    """Return losses of five instances for each task."""
-    return [loss * torch.linspace(0.2, 1.8, 5).to(losses) for loss in losses]
+def _in_form(balancer: Balancer, losses: Tensor) -> list[Tensor]:
+    """Return losses of five instances for each task, or of each prediction against the labels of all tasks."""
+    size = 5 if balancer.loss_form == "instance" else balancer.num_tasks
+    return [loss * torch.linspace(0.2, 1.8, size).to(losses) for loss in losses]
 
 
-def _call_by_instance(balancer: Balancer, losses: Tensor, present: tuple[int, ...] | None) -> Tensor:
-    """Return the factor of each task's loss in the objective, through the losses of its instances."""
+def _call_by_form(balancer: Balancer, losses: Tensor, present: tuple[int, ...] | None) -> Tensor:
+    """Return the factor of each task's loss in the objective, through losses of another form."""
     leaf = losses.detach().clone().requires_grad_()
     given: list[Tensor | None] = [None] * balancer.num_tasks
-    for task, loss in zip(range(balancer.num_tasks) if present is None else present, _by_instance(leaf), strict=True):
+    positions = range(balancer.num_tasks) if present is None else present
+    for task, loss in zip(positions, _in_form(balancer, leaf), strict=True):
         given[task] = loss
     scalars = [scalar for scalar in balancer.scalars(given) if isinstance(scalar, Tensor)]
     weights = balancer.weights(None, torch.stack(scalars).detach(), present=present)  # type: ignore[attr-defined]
@@ -229,7 +231,7 @@ def _backward(factory: Factory, count: int) -> None:
     leaf = torch.zeros(_COLUMNS, dtype=torch.float64, requires_grad=True)
     more = [jacobian @ leaf + offsets for _ in range(first.num_batches - 1)]
     losses = jacobian @ leaf + offsets
-    given = losses if first.loss_form == "task" else _by_instance(losses)
+    given = losses if first.loss_form == "task" else _in_form(first, losses)
     first.backward(given, shared=[leaf], more=more)
     found = call(second, jacobian, offsets)
     expected = found if second.reads == "jacobian" else found.to(jacobian) @ jacobian

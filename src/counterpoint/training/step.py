@@ -25,12 +25,15 @@ def task_losses(
         output: Of the model.
         tasks: The tasks.
         batch: Targets and masks.
-        form: ``"task"`` for a scalar each, ``"instance"`` for the losses (N,) of the samples with a label.
+        form: ``"task"`` for a scalar each, ``"instance"`` for the losses (N,) of the samples with a label, ``"cross"``
+            for the losses (K,) of the prediction of each task against the labels of every task.
 
     Raises:
         OptionError: If losses of this form are not served.
     """
-    check_choice("training: loss_form of the balancer", form, ("task", "instance"))
+    check_choice("training: loss_form of the balancer", form, ("task", "instance", "cross"))
+    if form == "cross":
+        return _cross_losses(output, tasks, batch)
     by_instance = form == "instance"
     losses: dict[str, Tensor | None] = {}
     for task in tasks:
@@ -40,6 +43,31 @@ def task_losses(
                 further = task.compute_loss(extra.preds[task.name], batch, by_instance=by_instance)
                 loss = loss if further is None else loss + extra.weight * further
         losses[task.name] = loss
+    return losses
+
+
+def _cross_losses(output: MTLOutput, tasks: Sequence[Task], batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Return the losses of the prediction of each task against the labels of every task, 0 where there are none.
+
+    Raises:
+        OptionError: If the tasks have no common label space.
+    """
+    widths = {task.name: task.num_outputs for task in tasks}
+    if len(set(widths.values())) > 1:
+        raise OptionError(
+            f"the balancer compares the prediction of each task with the labels of all, and the tasks have no common "
+            f"label space: outputs {widths}; take another balancer, or tasks of one kind"
+        )
+    losses: dict[str, Tensor | None] = {}
+    for task in tasks:
+        predictions = [(output.preds[task.name], 1.0)]
+        predictions += [(extra.preds[task.name], extra.weight) for extra in output.aux if task.name in extra.preds]
+        rows = []
+        for prediction, weight in predictions:
+            found = [other.compute_loss(prediction, batch) for other in tasks]
+            rows.append(weight * torch.stack([prediction.new_zeros(()) if loss is None else loss for loss in found]))
+        labeled = task.compute_loss(output.preds[task.name], batch) is not None
+        losses[task.name] = torch.stack(rows).sum(dim=0) if labeled else None
     return losses
 
 
@@ -97,13 +125,20 @@ def update(
     return report
 
 
-def conflict_gram(losses: Mapping[str, Tensor | None], names: Sequence[str], output: MTLOutput) -> Tensor:
+def conflict_gram(
+    losses: Mapping[str, Tensor | None], names: Sequence[str], output: MTLOutput, form: str = "task"
+) -> Tensor:
     """Return the Gram matrix of the tasks' gradients of the shared parameters, (K, K), NaN for absent tasks.
 
-    Writes nothing and keeps the graph; costs one backward pass a task.
+    Of losses by instance it is that of their means, of cross losses that of each task's own. Writes nothing and keeps
+    the graph; costs one backward pass a task.
     """
     present = [index for index, name in enumerate(names) if losses[name] is not None]
-    found = [loss.mean() for name in names if (loss := losses[name]) is not None]  # of instances: their mean
+    found = [
+        loss[index] if form == "cross" else loss.mean()
+        for index, name in enumerate(names)
+        if (loss := losses[name]) is not None
+    ]
     gram = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
     if found:
         at = torch.tensor(present)

@@ -85,7 +85,9 @@ class Visit:
         monitor, self.monitor = self.monitor, False
         if monitor and not known:
             begin = time.perf_counter()
-            self.gram = conflict_gram(self._losses, [task.name for task in parts.tasks], self._output)
+            self.gram = conflict_gram(
+                self._losses, [task.name for task in parts.tasks], self._output, parts.balancer.loss_form
+            )
             self.seconds += time.perf_counter() - begin
         more = [_without(other, outside) for other in self._more]
         report = update(
