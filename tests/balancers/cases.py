@@ -317,7 +317,7 @@ CASES = (
         options=lambda _: {"learning_rate": 0.01},
         variants=(
             {"mode": "scale_only", "burn_in": 1},
-            {"mode": "rotate_only", "size": 4},
+            {"mode": "rotate_only", "size": 9},
             {"variant": "released", "burn_in": 2},
         ),
         claims={"degree": 1, "row_scale": "direction"},

@@ -83,9 +83,7 @@ class RotoGrad(JacobianBalancer):
     """
 
     key = "rotograd"
-    equation = (
-        "v = C sum_k h_k / |h_k|,  C = sum_k a_k |h_k|,  a_k ~ |h_k| / |h_k^0|;  head k reads R_k z, R_k in SO(p)"
-    )
+    equation = "v = C sum_k h_k / |h_k|,  C = sum_k a_k |h_k|,  a_k ~ |h_k| / |h_k^0|;  head k reads R_k z"
     source = "Javaloy and Valera, RotoGrad: Gradient Homogenization in Multitask Learning, ICLR 2022, arXiv:2103.02631"
     provenance = "paper and released code; Adam on the rotations inside the step, and absent tasks, are ours"
     scale = "sum"
@@ -172,8 +170,8 @@ class RotoGrad(JacobianBalancer):
             return torch.eye(count).expand(self.num_tasks, -1, -1)
         if self.rotations.shape[1] != count:
             raise OptionError(
-                f"RotoGrad: the rotations are of {self.rotations.shape[1]} channels, the features have {channels}; give "
-                "every head the same features, or call reset() to start over"
+                f"RotoGrad: the rotations are of {self.rotations.shape[1]} channels, the features have {channels}; "
+                "give every head the same features, or call reset() to start over"
             )
         return self.rotations
 
@@ -183,8 +181,8 @@ class RotoGrad(JacobianBalancer):
         read = {self._shapes.get(task) for task in step.present}
         if self.mode != "scale_only" and (len(call.features) != 1 or read != {tuple(call.features[0].shape[1:])}):
             raise ShapeError(
-                f"RotoGrad: features= must be the one tensor that every head reads through transform(features, task), "
-                f"got {[tuple(part.shape) for part in call.features]}; transform saw samples of {sorted(map(str, read))}"
+                "RotoGrad: features= must be the one tensor that every head reads through transform(features, task), "
+                f"got {[tuple(part.shape) for part in call.features]}; transform saw samples {sorted(map(str, read))}"
             )
         return super()._balance(found, gram, step, call)
 
