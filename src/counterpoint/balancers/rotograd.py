@@ -62,7 +62,7 @@ class RotoGrad(JacobianBalancer):
 
     It balances gradients of one tensor of features: call ``backward(features=z, level="features")``. A task that is
     absent, or whose gradient is zero, moves nothing of its state. A rotation costs time that grows with the cube of
-    the number of channels, and memory for three of its squares; ``size`` bounds both.
+    the number of channels, and memory with its square; ``size`` bounds both.
 
     Args:
         num_tasks: Number of tasks K.
@@ -150,9 +150,8 @@ class RotoGrad(JacobianBalancer):
         if not self.rotations.numel():
             return features
         rotation = self._rotations(features.shape[1])[position].to(features)
-        count = len(rotation)
-        turned = torch.einsum("ij,bj...->bi...", rotation, features[:, :count])
-        return turned if count == features.shape[1] else torch.cat([turned, features[:, count:]], dim=1)
+        turned = torch.einsum("ij,bj...->bi...", rotation, features[:, : len(rotation)])
+        return torch.cat([turned, features[:, len(rotation) :]], dim=1)
 
     def _position(self, task: str | int) -> int:
         if isinstance(task, str):
@@ -207,7 +206,7 @@ class RotoGrad(JacobianBalancer):
         """Return the shape of a sample of the features whose gradients are the rows.
 
         Raises:
-            OptionError: If the heads did not read one tensor through ``transform``.
+            OptionError: If the heads did not all read such a tensor.
         """
         found = {self._shapes.get(task) for task in present}
         shape = next(iter(found))
@@ -231,8 +230,7 @@ class RotoGrad(JacobianBalancer):
             block = row.view(-1, shape[0], math.prod(shape[1:]))[:, :count]
             return block.transpose(1, 2).reshape(-1, count)  # (N, p)
 
-        inverse = torch.where(lengths > 0, 1 / torch.where(lengths > 0, lengths, 1.0), 0.0)
-        rows = jacobian.to(dtype) * inverse.to(jacobian.device, dtype)[:, None]
+        rows = jacobian.to(dtype) / torch.where(lengths > 0, lengths, math.inf).to(jacobian.device, dtype)[:, None]
         reference = samples(rows.sum(dim=0) / int((lengths > 0).sum()))
         if self.variant == "released":  # its reference is this one times the length of the mean
             mean = linalg.combination_norms(gram, torch.full_like(lengths, 1 / len(lengths))[None, :])
