@@ -170,9 +170,9 @@ def test_initial_lengths_are_taken_twice_and_zero_gradients_move_nothing():
     direction, weights = balancer.aggregate(torch.zeros_like(rows), None, (0, 1))
     assert direction.tolist() == [0.0, 0.0]
     assert weights.tolist() == [0.5, 0.5]
-    found, weights = balancer.aggregate(rows[:1] * torch.tensor([[0.0]]), None, (0,))
+    balancer.aggregate(torch.zeros_like(rows[:1]), None, (0,))
     assert all(torch.equal(value, before[name]) for name, value in balancer.named_buffers())
-    found, weights = balancer.aggregate(rows * torch.tensor([[0.0], [2.0]]), None, (0, 1))
+    _, weights = balancer.aggregate(rows * torch.tensor([[0.0], [2.0]]), None, (0, 1))
     assert weights.tolist() == [0.0, 1.0]
     assert torch.equal(balancer.rotations[0], before["rotations"][0])
 
@@ -230,7 +230,8 @@ def test_gradients_of_a_step():
         step(net, balancer, seed)
     h, losses = net(balancer, 3)
     rows = [torch.autograd.grad(loss, h, retain_graph=True)[0] for loss in losses]
-    own = [torch.autograd.grad(loss, head.weight, retain_graph=True)[0] for loss, head in zip(losses, net.heads)]
+    pairs = zip(losses, net.heads, strict=True)
+    own = [torch.autograd.grad(loss, head.weight, retain_graph=True)[0] for loss, head in pairs]
     report = step(net, balancer, 3)
     combined = sum(weight * row for weight, row in zip(report.weights, rows, strict=True))
     expected = torch.autograd.grad(h, net.trunk.weight, combined)[0]
@@ -255,7 +256,6 @@ def test_a_refused_or_skipped_step_puts_everything_back():
         with pytest.raises(NonFiniteError):
             step(net, balancer, change=spoil)
         assert same()
-        net.trunk.register_full_backward_hook(lambda *_: None)
 
         def bad(losses):
             return [losses[0], losses[1] + (net.trunk.weight * 0).sum().sqrt()]
@@ -313,13 +313,13 @@ def test_what_it_refuses():
         RotoGrad(2).backward(losses, features=h, level="features")
     with pytest.raises(OptionError, match="call it for the head of every task"):
         RotoGrad(2).combine(torch.ones(2, 4))
-    with pytest.raises(ShapeError, match=r"\(B, p >= size = 5\) or"):
+    with pytest.raises(ShapeError, match="p at least 5"):
         RotoGrad(2, size=5).transform(h, 0)
     with pytest.raises(ShapeError, match="features must be"):
         RotoGrad(2).transform(h[None], 0)
     with pytest.raises(OptionError, match="build the balancer with tasks="):
         RotoGrad(2).transform(h, "a")
-    with pytest.raises(UnknownNameError, match="'b'"):
+    with pytest.raises(UnknownNameError, match="no task of RotoGrad is called 'bb'"):
         RotoGrad(tasks=["a", "b"]).transform(h, "bb")
     with pytest.raises(ShapeError, match="below 2"):
         RotoGrad(2).transform(h, 2)
@@ -329,13 +329,13 @@ def test_what_it_refuses():
 
 
 @pytest.mark.parametrize("level", ["parameters", "features"])
-@pytest.mark.parametrize("build", [lambda r: Chain(Uncertainty(2), r), lambda r: Wrapped(r, every=2)])
+@pytest.mark.parametrize("build", [lambda r: Chain(Uncertainty(2), r), lambda r: Wrapped(r, rescale="unit")])
 def test_inside_others(build, level):
     net, inner = Net(), RotoGrad(2)
     outer = build(inner)
     if level == "parameters":
+        h, losses = net(outer)
         with pytest.raises(OptionError, match="level='features'"):
-            h, losses = net(outer)
             outer.backward(losses, features=h, level=level)
         return
     step(net, outer)

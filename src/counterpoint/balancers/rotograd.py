@@ -143,8 +143,8 @@ class RotoGrad(JacobianBalancer):
         """
         position = self._position(task)
         if features.ndim not in (2, 4) or features.shape[1] < (self.size or 1):
-            shown = "p" if self.size is None else f"p >= size = {self.size}"
-            raise ShapeError(f"RotoGrad: features must be (B, {shown}) or (B, p, H, W), got {tuple(features.shape)}")
+            least, shown = self.size or 1, tuple(features.shape)
+            raise ShapeError(f"RotoGrad: features must be (B, p) or (B, p, H, W) with p at least {least}, got {shown}")
         if features.requires_grad and torch.is_grad_enabled() and self.training:
             self._shapes[position] = tuple(features.shape[1:])
         if not self.rotations.numel():
@@ -236,11 +236,10 @@ class RotoGrad(JacobianBalancer):
             mean = linalg.combination_norms(gram, torch.full_like(lengths, 1 / len(lengths))[None, :])
             lengths = lengths * mean * (2 / len(reference))
         for row, task, length in zip(rows, present, lengths.tolist(), strict=True):
-            if length > 0 and not float(self.initial_units[task]):
-                self.initial_units[task] = length
             if length > 0:
-                self.turns[task] += 1
-                factor = min(length / float(self.initial_units[task]), _LARGEST)
+                first = float(self.initial_units[task]) or length
+                self.initial_units[task], self.turns[task] = first, self.turns[task] + 1
+                factor = min(length / first, _LARGEST)
                 gradient = rotation_gradient(old[0][task], samples(row) @ rotations[task].mT, reference) * factor
                 moments = Moments(old[1][task], old[2][task], self.turns[task].to(none) - 1)
                 moved, moments = adam_step(old[0][task], gradient, moments, learning_rate=self.learning_rate)
