@@ -85,7 +85,7 @@ class RotoGrad(JacobianBalancer):
     key = "rotograd"
     equation = "v = C sum_k h_k / |h_k|,  C = sum_k a_k |h_k|,  a_k ~ |h_k| / |h_k^0|;  head k reads R_k z"
     source = "Javaloy and Valera, RotoGrad: Gradient Homogenization in Multitask Learning, ICLR 2022, arXiv:2103.02631"
-    provenance = "paper and released code; Adam on the rotations inside the step, and absent tasks, are ours"
+    provenance = "released code; the loss of the paper not checked against its text; Adam and absent tasks are ours"
     scale = "sum"
     avoid = (
         "Where the features are wide, since rotating p channels takes time of order p^3 a task and step (set size); or "
