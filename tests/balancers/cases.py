@@ -317,5 +317,17 @@ CASES = (
         claims={"degree": 1},
         oracle="excess_mtl",
     ),
+    Case(
+        "rotograd",
+        "jacobian",
+        options=lambda _: {"learning_rate": 0.01},
+        variants=(
+            {"mode": "scale_only", "burn_in": 1},
+            {"mode": "rotate_only", "size": 9},
+            {"variant": "released", "burn_in": 2},
+        ),
+        claims={"degree": 1, "row_scale": "direction"},
+        oracle="rotograd_scale",
+    ),
 )
 BY_KEY = {case.key: case for case in CASES}

@@ -27,19 +27,25 @@ def curve(case):
     optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.01, momentum=0.5)
     found = []
 
+    features = x[None, :]
+
     def losses_at(shift=0.0, shrink=1.0):
-        pairs = zip(factors * shrink, centers, strict=True)
-        return torch.stack([(f @ (x - c + shift)).square().sum() / 2 + 0.05 for f, c in pairs])
+        read = [balancer.transform(features, task)[0] for task in range(3)]
+        triples = zip(read, factors * shrink, centers, strict=True)
+        return torch.stack([(f @ (z - c + shift)).square().sum() / 2 + 0.05 for z, f, c in triples])
 
     ahead = LookAhead(losses_at, lambda: losses_at(0.1), [x], optimizer)
     for step in range(STEPS):
+        features = x[None, :]
+        cut = {"features": features, "level": "features"} if "transform" in balancer.needs else {}
         balancer.look_ahead(ahead)
         losses = losses_at()
         found.append(losses.tolist())
         optimizer.zero_grad()
         more = [losses_at(shrink=0.9**i) for i in range(1, balancer.num_batches)]
         spread = SPREAD if balancer.loss_form == "instance" else SPREAD[: len(losses)]
-        balancer.backward(losses if balancer.loss_form == "task" else list(losses[:, None] * spread), more=more)
+        given = losses if balancer.loss_form == "task" else list(losses[:, None] * spread)
+        balancer.backward(given, more=more, **cut)
         optimizer.step()
         balancer.after_step(losses_at().detach())
         if step % 5 == 4:

@@ -4,6 +4,7 @@ The file is its own worker: the test starts it twice, every scenario runs in the
 found is compared afterwards. They meet through a file, so no port has to be free.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from counterpoint.balancers import Equal, GradNorm, GramBalancer, JacobianBalancer, LossBalancer, MoDo, PCGrad
+from counterpoint.balancers import Equal, GradNorm, GramBalancer, JacobianBalancer, LossBalancer, MoDo, PCGrad, RotoGrad
 from counterpoint.errors import CounterpointError
 
 
@@ -59,6 +60,8 @@ PAIRS = [(name, way) for name in KINDS for way in WAYS]
 BY_PARAMETERS = {kind.__name__: kind for kind in (GradNorm, MoDo)}
 PAIRS += [(name, way) for name in BY_PARAMETERS for way in WAYS[:2]]
 KINDS |= BY_PARAMETERS
+BY_FEATURES = {"RotoGrad": functools.partial(RotoGrad, learning_rate=0.05)}
+PAIRS += [(name, "features") for name in BY_FEATURES]
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}  # float64; the sums of the two halves are taken in another order
 
 
@@ -73,9 +76,10 @@ class Net(nn.Module):
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.5)
 
-    def forward(self, x):
+    def forward(self, x, balancer=None):
         h = torch.tanh(self.neck(torch.tanh(self.trunk(x))))
-        return h, [((head(h) - k) ** 2).mean() for k, head in enumerate(self.heads)]
+        read = [h if balancer is None else balancer.transform(h, k) for k in range(len(self.heads))]
+        return h, [((head(z) - k) ** 2).mean() for k, (head, z) in enumerate(zip(self.heads, read, strict=True))]
 
 
 def batch(part=None, seed=8):
@@ -88,7 +92,7 @@ def run(kind, way, group=None, rank=None):
     torch.manual_seed(rank or 0)  # the processes have different seeds on purpose
     net, balancer = Net(), kind(3)
     for _ in range(2):
-        h, losses = net(batch(rank))
+        h, losses = net(batch(rank), balancer)
         options = {} if way is None else {"features": h, "level": way}
         more = [net(batch(rank, 9 + i))[1] for i in range(balancer.num_batches - 1)]
         report = balancer.backward(losses, process_group=group, more=more, **options)
@@ -144,7 +148,7 @@ SPOILED = [other_tasks, nan_loss, too_few, bad_gradient, other_graph]
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     group = dist.group.WORLD
-    found = {(name, way): run(kind, way, group, rank) for name, way in PAIRS for kind in [KINDS[name]]}
+    found = {(name, way): run(kind, way, group, rank) for name, way in PAIRS for kind in [(KINDS | BY_FEATURES)[name]]}
     for change in [*SPOILED, all_absent]:
         for name, kind in KINDS.items():
             found[change.__name__, name] = refused(rank, group, change, kind)
@@ -186,7 +190,7 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "way"), PAIRS)
 def test_two_processes_are_one_on_the_whole_batch(both, name, way):
-    expected = run(KINDS[name], way)
+    expected = run((KINDS | BY_FEATURES)[name], way)
     for one, two, whole in zip(both[0][name, way], both[1][name, way], expected, strict=True):
         assert torch.equal(one, two)  # between the processes bit for bit
         torch.testing.assert_close(one, whole, **TOLERANCE)

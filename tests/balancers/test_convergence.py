@@ -38,6 +38,7 @@ from counterpoint.balancers import (
     MoDo,
     NashMTL,
     PCGrad,
+    RotoGrad,
     ScaleInvariant,
     SDMGrad,
     Uncertainty,
@@ -58,15 +59,22 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
     visited = []
 
+    features = x[None, :]
+
     def losses():
-        return scales * ((x - CENTERS) ** 2).sum(dim=1) / 2 + offset
+        read = torch.cat([balancer.transform(features, task) for task in range(2)])
+        return scales * ((read - CENTERS) ** 2).sum(dim=1) / 2 + offset
 
     ahead = LookAhead(losses, losses, [x], optimizer)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps if decay else 1)
+        features = x[None, :]
+        cut = {"features": features, "level": "features"} if "transform" in balancer.needs else {}
         balancer.look_ahead(ahead)
         optimizer.zero_grad()
         balancer.backward(losses(), more=[losses() for _ in range(balancer.num_batches - 1)])
+        first, *more = (losses() for _ in range(balancer.num_batches))
+        balancer.backward(first, more=more, **cut)
         optimizer.step()
         balancer.after_step(losses().detach())
         visited.append(x.detach().clone())
@@ -121,6 +129,7 @@ PARETO = [
     DBMTL(2, beta=0.0),
     MoCo(2),
     MoCo(2, variant="libmtl"),
+    RotoGrad(2, mode="scale_only"),
     SAMGS(2, gamma=1.0),
     ExcessMTL(2),
     FAMO(2),
@@ -173,6 +182,15 @@ def test_stch_of_the_paper_ends_where_its_weights_cancel_the_gradients():
     distance = (x - CENTERS).norm(dim=1)
     losses, slopes = SCALES * distance**2 / 2, SCALES * distance
     assert float(losses[0] - losses[1]) == pytest.approx(mu * math.log(float(slopes[1] / slopes[0])), abs=1e-3)
+
+
+def test_rotations_bring_both_tasks_to_their_minimum():
+    """The heads read R_k x, and both centers are 1 from the origin: turned against each other they are one point."""
+    balancer = RotoGrad(2, learning_rate=0.02)
+    x = descend(balancer, steps=800)
+    read = torch.cat([balancer.transform(x[None, :], task) for task in range(2)])
+    # Adam with a constant step keeps turning by a little; without rotations one of them is 1 away or more
+    torch.testing.assert_close(read, CENTERS, rtol=0, atol=0.1)
 
 
 def test_equal_lengths_make_the_middle_stationary():

@@ -32,6 +32,7 @@ from counterpoint.balancers import (
     GradOPS,
     GradVac,
     NashMTL,
+    RotoGrad,
     Uncertainty,
     UPGrad,
 )
@@ -42,6 +43,7 @@ from counterpoint.balancers.gradvac import gradvac_weights
 from counterpoint.balancers.mgda import mgda_weights
 from counterpoint.balancers.pcgrad import pcgrad_weights
 from counterpoint.balancers.rlw import rlw_weights
+from counterpoint.balancers.rotograd import rotograd_weights
 from counterpoint.linalg import gram, projected_rows
 from counterpoint.solvers.self_paced import self_paced_weights
 
@@ -295,6 +297,20 @@ def check_cagrad(case, jacobian):
     weights = CAGrad(len(jacobian), c=options["c"], rescale=options["rescale"]).weights(gram(jacobian))
     agree(weights @ jacobian, case["expected"]["vector"], case["tolerance_rel"])
     agree(weights, case["expected"]["weights"], case["tolerance_rel"])
+
+
+def check_rotograd_scale(case, jacobian):
+    expected, tolerance = case["expected"], case["tolerance_rel"]
+    initial = torch.tensor(case["inputs"]["initial_norms"], dtype=torch.float64)
+    weights = rotograd_weights(jacobian.norm(dim=1), initial)
+    agree(weights, expected["weights"], tolerance)
+    agree(weights @ jacobian, expected["vector"], tolerance)
+    balancer = RotoGrad(len(jacobian))
+    features = torch.zeros(1, jacobian.shape[1], dtype=torch.float64, requires_grad=True)
+    for task in range(len(jacobian)):
+        balancer.transform(features, task)
+    balancer.combine(jacobian / jacobian.norm(dim=1, keepdim=True) * initial[:, None])
+    agree(balancer.combine(jacobian), expected["vector"], tolerance)
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}

@@ -61,11 +61,14 @@ def _whole(balancer, lift, scales, rate, own_rate):
     groups = [{"params": [x]}, *([{"params": own, "lr": own_rate}] if own else [])]
     optimizer = torch.optim.Adam(groups, lr=rate)
     more = getattr(balancer, "num_batches", 1) - 1
+    features = x[None, :]
 
     def losses():
-        return toy_losses(x, scales) + lift
+        read = [balancer.transform(features, task)[0] for task in range(2)]
+        return torch.stack([toy_losses(point, scales)[task] for task, point in enumerate(read)]) + lift
 
     def step(point):
+        nonlocal features
         with torch.no_grad():
             x.copy_(torch.tensor(point, dtype=torch.float64))
         if "look_ahead" in balancer.needs:
@@ -73,7 +76,9 @@ def _whole(balancer, lift, scales, rate, own_rate):
 
             balancer.look_ahead(LookAhead(losses, losses, [x], optimizer))
         optimizer.zero_grad()
-        balancer.backward(losses(), shared=[x], **({"more": [losses() for _ in range(more)]} if more else {}))
+        features = x[None, :]
+        cut = {"features": features, "level": "features"} if "transform" in balancer.needs else {}
+        balancer.backward(losses(), shared=[x], **cut, **({"more": [losses() for _ in range(more)]} if more else {}))
         optimizer.step()
         if "losses_after_step" in balancer.needs:
             balancer.after_step(losses().detach())

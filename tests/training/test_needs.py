@@ -95,3 +95,37 @@ def test_losses_by_instance_are_given_to_a_balancer_that_reads_them(make, tmp_pa
     assert 0.5 < float(made.balancer.limit) / 1.1**3 < 2.0  # the median of cross entropies of three classes, near ln 3
     assert float(made.balancer.penalty) == pytest.approx(0.1 / 1.1**3)
     assert any(not torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+
+
+def test_heads_read_rotated_features_in_training_and_in_evaluation(make, tmp_path):
+    made = make("rotograd", epochs=2)
+    rotated, hidden = {True: 0, False: 0}, []
+    made.model.backbone.register_forward_hook(lambda _, __, features: hidden.append(features))
+
+    def check(task):
+        def hook(head, given):
+            expected = hidden[-1] @ made.balancer.rotations[task].T
+            torch.testing.assert_close(given[0], expected)
+            rotated[head.training] += not torch.equal(given[0], hidden[-1])
+
+        return hook
+
+    def after_an_epoch(record):  # behind the hooks of the loop
+        for task, head in enumerate(made.model.heads.values()):
+            if record["epoch"] == 1:
+                head.register_forward_pre_hook(check(task))
+
+    with training.RunFolder(tmp_path, {}) as folder:
+        training.fit(
+            made.model,
+            made.data,
+            made.balancer,
+            made.optimizer,
+            folder,
+            made.options,
+            fabric=made.fabric,
+            on_epoch=after_an_epoch,
+        )
+    assert rotated == {True: 2 * 5, False: 2 * 2}  # heads x batches of training, of validation and test
+    difference = made.balancer.rotations @ made.balancer.rotations.mT - torch.eye(8)
+    assert float(difference.abs().max()) < 1e-5

@@ -44,6 +44,7 @@ from counterpoint.balancers.pcgrad import PCGrad as PCGrad
 from counterpoint.balancers.pivrg import PIVRG as PIVRG
 from counterpoint.balancers.pomsi import POMSI as POMSI
 from counterpoint.balancers.rlw import RLW as RLW
+from counterpoint.balancers.rotograd import RotoGrad as RotoGrad
 from counterpoint.balancers.sam_gs import SAMGS as SAMGS
 from counterpoint.balancers.scale_invariant import ScaleInvariant as ScaleInvariant
 from counterpoint.balancers.sdmgrad import SDMGrad as SDMGrad

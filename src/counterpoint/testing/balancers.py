@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,11 +47,18 @@ def check_balancer(factory: Factory, *, num_tasks: Iterable[int] = range(1, 9)) 
 def call(balancer: Balancer, jacobian: Tensor, losses: Tensor, present: tuple[int, ...] | None = None) -> Tensor:
     """Run one pure step of a balancer of any kind: task weights, or for a ``JacobianBalancer`` the direction."""
     if balancer.reads == "jacobian":
+        if "transform" in balancer.needs:
+            _read_features(balancer, torch.zeros(1, jacobian.shape[1], dtype=jacobian.dtype, requires_grad=True))
         return balancer.combine(jacobian, losses, present=present)  # type: ignore[attr-defined]
     if balancer.loss_form != "task":
         return _call_by_form(balancer, losses, present)
     argument = gram(jacobian).to(jacobian.dtype) if jacobian.dtype == torch.float64 else gram(jacobian)
     return balancer.weights(argument, losses, present=present)  # type: ignore[attr-defined]
+
+
+def _read_features(balancer: Balancer, features: Tensor) -> list[Tensor]:
+    """Return what the head of each task reads."""
+    return [balancer.transform(features, task) for task in range(balancer.num_tasks)]
 
 
 def _in_form(balancer: Balancer, losses: Tensor) -> list[Tensor]:
@@ -127,7 +135,7 @@ def _results(factory: Factory, count: int) -> None:
         balancer = factory(count)
         jacobian, losses = _problem(count, dtype)
         if balancer.reads == "jacobian":
-            found, shape = balancer.combine(jacobian, losses), (_COLUMNS,)  # type: ignore[attr-defined]
+            found, shape = call(balancer, jacobian, losses), (_COLUMNS,)
         else:
             argument = (jacobian.double() @ jacobian.double().T).to(dtype)
             found, shape = balancer.weights(argument, losses), (count,)  # type: ignore[attr-defined]
@@ -229,10 +237,13 @@ def _backward(factory: Factory, count: int) -> None:
     first, second = _paired(factory, count)
     jacobian, offsets = _problem(count)
     leaf = torch.zeros(_COLUMNS, dtype=torch.float64, requires_grad=True)
+    features = leaf[None, :] * 1.0
+    heads = torch.cat(_read_features(first, features))  # (K, columns)
     more = [jacobian @ leaf + offsets for _ in range(first.num_batches - 1)]
-    losses = jacobian @ leaf + offsets
+    losses = (jacobian * heads).sum(dim=1) + offsets
     given = losses if first.loss_form == "task" else _in_form(first, losses)
-    first.backward(given, shared=[leaf], more=more)
+    cut: dict[str, Any] = {"features": features, "level": "features"} if "transform" in first.needs else {}
+    first.backward(given, shared=[leaf], more=more, **cut)
     found = call(second, jacobian, offsets)
     expected = found if second.reads == "jacobian" else found.to(jacobian) @ jacobian
     gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
