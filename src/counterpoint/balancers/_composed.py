@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.balancers._balancer import Balancer
-from counterpoint.balancers._base import GradientBalancer
+from counterpoint.balancers._gradient import GradientBalancer
 from counterpoint.balancers._losses import Losses, Step
 from counterpoint.balancers._needs import LookAhead
 from counterpoint.errors import OptionError, ShapeError

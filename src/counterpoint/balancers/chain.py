@@ -5,8 +5,9 @@ import dataclasses
 from torch import Tensor
 
 from counterpoint.balancers._balancer import Call
-from counterpoint.balancers._base import Balanced, Found, GradientBalancer, LossBalancer
+from counterpoint.balancers._base import LossBalancer
 from counterpoint.balancers._composed import ComposedBalancer
+from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
 from counterpoint.balancers._losses import Step
 from counterpoint.errors import OptionError
 

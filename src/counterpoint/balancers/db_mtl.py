@@ -11,8 +11,8 @@ from torch import Tensor
 from counterpoint import linalg
 from counterpoint._checks import check_range
 from counterpoint.balancers._balancer import Call
-from counterpoint.balancers._base import Balanced, Found
 from counterpoint.balancers._columns import ColumnsBalancer
+from counterpoint.balancers._gradient import Balanced, Found
 from counterpoint.balancers._losses import Step
 
 

@@ -74,9 +74,10 @@ class LDCMTL(LossBalancer):
     """LDC-MTL: weights learned with the network, under a penalty on unequal losses; see :func:`ldc_mtl_objective`.
 
     Each weight is the sigmoid of a parameter, which counts as -80 where it is drawn below that. Give
-    ``balancer.parameters()`` to the optimizer, as a group of their own with ``weight_decay=0``. The defaults are those of the released code where the weights are free parameters and the
-    losses are of one kind (CelebA: normalization none, lam 0.01, sum detached); for losses in different units take
-    another normalization. In the released code: Cityscapes none and lam 0.1, NYUv2 initial and 0.05 with the sum not
+    ``balancer.parameters()`` to the optimizer, as a group of their own with ``weight_decay=0``. The defaults are those
+    of the released code where the weights are free parameters and the losses are of one kind (CelebA: normalization
+    none, lam 0.01, sum detached); for losses in different units take another normalization. In the released code:
+    Cityscapes none and lam 0.1, NYUv2 initial and 0.05 with the sum not
     detached, QM9 log_ratio and 0.05. A task that is absent is left out of the chain of neighbors. Losses must not be
     negative.
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice, check_integer, check_range
 from counterpoint.balancers._balancer import Balancer, Call
-from counterpoint.balancers._base import Balanced, Found, GradientBalancer, LossBalancer
+from counterpoint.balancers._base import LossBalancer
 from counterpoint.balancers._composed import ComposedBalancer
+from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
 from counterpoint.balancers._losses import Step
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.errors import OptionError

@@ -1,0 +1,224 @@
+"""What the two kinds that read task gradients have in common: getting them, checking them, writing the update."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from counterpoint import gradients, linalg
+from counterpoint._checks import check_choice
+from counterpoint.balancers._balancer import Call, Measure
+from counterpoint.balancers._losses import Step
+from counterpoint.balancers._report import BalancerReport, make_report
+from counterpoint.balancers._weighted import Own, WeightedPass
+from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.gradients.reduce import mean_over_ranks, together
+
+Found = gradients.TaskGradients | gradients.ByLeaf
+Engine = Literal["auto", "rows", "low_memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Balanced:
+    """What a method decided.
+
+    Attributes:
+        weights: Factor of each task's gradient, (k,), where the method has such factors.
+        direction: The combined row.
+        private: Factor of each task's gradient for its own parameters; ``None`` for 1.
+        own: Gradients of the balancer's own parameters.
+    """
+
+    weights: Tensor | None
+    direction: Tensor | list[Tensor]
+    private: Tensor | None = None
+    own: Own = ()
+
+
+class GradientBalancer(WeightedPass):
+    """What the two kinds that read task gradients have in common.
+
+    Attributes:
+        engine: How the Gram matrix of the parameters' gradients is made, for methods that read no more; the result is
+            the same but for rounding. ``"auto"`` takes what is fastest, ``"rows"`` forms every gradient,
+            ``"low_memory"`` keeps little more than one backward pass does, for the time of one further pass. In a
+            process group, and where the network cannot be divided, it is ``"rows"``. May be set at any time.
+            Only ``"rows"`` leaves a ``.grad`` worth reading on a tensor inside the network that was told to retain it.
+        measure: What the Gram matrix is of, where the call does not say.
+    """
+
+    engine: Engine = "auto"
+    measure: Measure = "shared"
+
+    def _backward(self, step: Step, call: Call) -> BalancerReport:
+        with together(self._owner, call.group):
+            measured = self._measured(step, call)
+        if measured is not None:
+            return self._backward_measured(step, call, measured)
+        scale = call.scale(step.values.device)
+        with together(self._owner, call.group):
+            found = self._task_gradients(step, call, scale)
+        self._average_rows(found, call)
+        gram = self._gram(found, call)
+        bad = self._bad_rows(found, gram, call)
+        if bad and call.scaler is None:
+            raise self._nonfinite(step, bad)
+        overflow = bool(bad)
+        private = [1.0] * len(step.losses)
+        if overflow:
+            weights = torch.ones(len(step.losses))  # what is written is not finite, so that the scaler sees it
+            balanced = Balanced(weights, found.combine(weights))
+        else:
+            with together(self._owner, call.group):
+                balanced = self._balance(found, gram, step, call)
+                pieces = [balanced.direction] if isinstance(balanced.direction, Tensor) else balanced.direction
+                if not gradients.all_finite(
+                    pieces if balanced.weights is None else [balanced.weights, *pieces],
+                ):
+                    raise self._nonfinite(step, [], "combined gradient")
+            if balanced.private is not None:
+                private = balanced.private.tolist()
+
+        def check(written: Sequence[Tensor]) -> None:
+            nonlocal overflow
+            self._average(written, call.group)
+            overflow = overflow or not gradients.all_finite(written)
+            if overflow and call.scaler is None:
+                raise self._nonfinite(step, [])
+
+        found.write(balanced.direction, private, check, weights=balanced.weights, scale=scale)  # type: ignore[arg-type]
+        for parameter, gradient in balanced.own:
+            gradients.accumulate(parameter, gradient * scale)
+        shown = None if bad else balanced.weights
+        return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
+
+    def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
+        """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""
+        check_choice(f"{self._owner}: engine", self.engine, get_args(Engine))
+        if self.reads == "gram" and call.group is None and call.level == "parameters" and self.engine != "rows":
+            where = {"shared": call.shared, "features": call.features, "scale": scale}
+            if self.engine == "low_memory":
+                found = gradients.low_memory_gradients(step.losses, **where)
+            else:
+                found = gradients.layer_gradients(step.losses, **where, workspace=self._workspace)
+            if found is not None:
+                return found
+        return gradients.task_gradients(
+            step.losses,
+            shared=call.shared,
+            features=call.features,
+            level=call.level,
+            scale=scale,
+            workspace=self._workspace,
+        )
+
+    def _average_rows(self, found: Found, call: Call) -> None:
+        """Average the private gradients, and the rows if they are gradients of parameters, over a group."""
+        if call.group is None or isinstance(found, gradients.ByLeaf):
+            return
+        for leaves, own in zip(found.scope.private, found.private, strict=True):
+            for position, (leaf, gradient) in enumerate(zip(leaves, own, strict=True)):
+                dense = torch.zeros_like(leaf) if gradient is None else gradient
+                own[position] = dense.to_dense().clone() if dense.is_sparse else dense.clone()
+        rows = [found.jacobian] if call.level == "parameters" else [row for rows in found.bypass for row in rows]
+        private = [gradient for own in found.private for gradient in own if gradient is not None]
+        self._average([*rows, *private], call.group)
+
+    def _gram(self, found: Found, call: Call) -> Tensor | None:
+        """Return the Gram matrix, of the whole batch if it is spread over a group, for methods that read it."""
+        if self.reads != "gram":
+            return None
+        gram = found.gram()
+        if call.group is not None and call.level == "features":
+            # the features of the processes stand side by side, and each loss is the mean over processes
+            gram = mean_over_ranks(gram, call.group) / dist.get_world_size(call.group)
+        return gram
+
+    def _bad_rows(self, found: Found, gram: Tensor | None, call: Call) -> list[int]:
+        """Return the positions of the tasks whose gradient is not finite anywhere."""
+        peaks = torch.zeros(len(found.private))
+        if gram is not None:
+            peaks = gram.diagonal()
+        elif isinstance(found, gradients.TaskGradients) and found.jacobian.numel():
+            peaks = torch.stack([row.sum() for row in found.jacobian])  # not finite if an entry is not
+            if not gradients.all_finite([peaks]):
+                peaks = found.jacobian.abs().amax(dim=1)
+            if call.group is not None and call.level == "features":
+                peaks = mean_over_ranks(peaks, call.group)
+        bad = {position for position, peak in enumerate(peaks.tolist()) if peak - peak != 0.0}
+        other = [[*own, *rows] for own, rows in zip(found.private, found.bypass or [[]] * len(peaks), strict=True)]
+        if not gradients.all_finite([gradient for own in other for gradient in own]):
+            bad |= {position for position, own in enumerate(other) if not gradients.all_finite(own)}
+        return sorted(bad)
+
+    @abstractmethod
+    def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:
+        """Return what the method makes of the task gradients."""
+
+    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:
+        """Return what a method that reads the Gram matrix makes of it, without a direction."""
+        raise NotImplementedError
+
+    def _check_gram(
+        self, gram: Tensor, losses: Tensor | None, present: Sequence[int] | None
+    ) -> tuple[tuple[int, ...], Tensor, Tensor | None]:
+        """Return which tasks the rows belong to, and matrix and losses in float64 on the CPU.
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            NonFiniteError: If the matrix has NaN or infinity.
+        """
+        if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+            raise ShapeError(f"{self._owner}: gram must be (K, K) with K = num_tasks, got {tuple(gram.shape)}")
+        positions = self._positions(len(gram), present)
+        small = gram.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(small).all()):
+            raise NonFiniteError(f"{self._owner}: gram must be finite, got {small.tolist()}")
+        if losses is not None:
+            losses = losses.detach().to("cpu", torch.float64)
+            if losses.shape != (len(gram),):
+                raise ShapeError(f"{self._owner}: losses must be ({len(gram)},), got {tuple(losses.shape)}")
+        return positions, small, losses
+
+    def _measured(self, step: Step, call: Call) -> list[Tensor] | None:
+        """Return the leaves that the Gram matrix is of, or ``None`` for all shared ones.
+
+        Raises:
+            OptionError: If the balancer measures some only, which is not defined for features.
+        """
+        measure = self.measure if call.measure is None else call.measure
+        if isinstance(measure, str) and measure == "shared":
+            return None
+        if call.level == "features":
+            raise OptionError(
+                f"{self._owner}: measures the gradients of some parameters, so it cannot balance at level='features'; "
+                "build it with measure='shared'"
+            )
+        if not isinstance(measure, str):
+            leaves = list(measure)
+            if not leaves:
+                raise OptionError(f"{self._owner}: measure= is an empty list; pass shared parameters, or 'last'")
+            return leaves
+        return gradients.last_layer(step.losses, shared=call.shared, features=call.features)
+
+    def _backward_measured(self, step: Step, call: Call, leaves: Sequence[Tensor]) -> BalancerReport:
+        """Weigh the tasks by their gradients of some leaves, then run one weighted backward pass."""
+        scale = call.scale(step.values.device)
+        with together(self._owner, call.group):
+            rows = gradients.subset_rows(step.losses, leaves, scale=scale, workspace=self._workspace)
+        self._average([rows], call.group)
+        with together(self._owner, call.group):
+            gram = linalg.gram(rows)
+            bad = [position for position, square in enumerate(gram.diagonal().tolist()) if square - square != 0.0]
+            if bad and call.scaler is None:
+                raise self._nonfinite(step, bad)
+            ones = torch.ones_like(step.values)
+            balanced = Balanced(ones, []) if bad else self._weigh(gram, step.values, step.present, step)
+        assert balanced.weights is not None
+        private = ones if balanced.private is None else balanced.private
+        overflow = self._write_weighted(step, call, balanced.weights.to(ones), private.to(ones), balanced.own)
+        return make_report(step, None if bad else balanced.weights, gram, call.level, 1, skipped=overflow)
