@@ -72,7 +72,6 @@ def descend(balancer, *, steps=400, rate=0.05, start=(0.3, 2.0), scales=SCALES, 
         cut = {"features": features, "level": "features"} if "transform" in balancer.needs else {}
         balancer.look_ahead(ahead)
         optimizer.zero_grad()
-        balancer.backward(losses(), more=[losses() for _ in range(balancer.num_batches - 1)])
         first, *more = (losses() for _ in range(balancer.num_batches))
         balancer.backward(first, more=more, **cut)
         optimizer.step()

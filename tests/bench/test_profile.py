@@ -61,7 +61,8 @@ def test_counts_are_those_of_a_hook_in_the_trunk():
     assert {(cost.method, cost.mode): cost.num_backward for cost in found.costs} == expected
     assert [(done, total) for done, total, _ in walked] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     rounds = {later - before for (_, _, before), (_, _, later) in itertools.pairwise(walked)}
-    assert rounds == {sum(expected.values())}, "the hook saw another number of passes"
+    batched = 2 * (3 - 1)  # pcgrad's three passes through the parameters are one for the hook, in two modes
+    assert rounds == {sum(expected.values()) - batched}, "the hook saw another number of passes"
 
 
 def test_cosines_are_those_of_the_updates():

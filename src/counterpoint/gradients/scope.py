@@ -104,7 +104,7 @@ def find_scope(
 def find_leaves(losses: Sequence[Tensor]) -> list[Tensor]:
     """Return the leaves that the losses reach, each once: a walk that asks for nothing else and costs half of it."""
     leaves: list[Tensor] = []
-    stack = list(dict.fromkeys(get_gradient_edge(loss).node for loss in losses))
+    stack = list(dict.fromkeys(loss_edge(loss).node for loss in losses))  # not through a stack of all losses
     seen = set(stack)
     while stack:
         node = stack.pop()
