@@ -318,6 +318,18 @@ CASES = (
         oracle="excess_mtl",
     ),
     Case(
+        "gcond",
+        "jacobian",
+        variants=(
+            {"surgery": "zones"},
+            {"variant": "released", "dominant": "wins"},
+            {"stability": 0.0, "momentum": 0.0},
+            {"surgery": "zones", "window": 0, "thresholds": [-0.9, -0.3, 0.1], "norm_beta": 0.0},
+        ),
+        claims={"degree": 1, "agree": "sum"},
+        oracle="gcond",
+    ),
+    Case(
         "rotograd",
         "jacobian",
         options=lambda _: {"learning_rate": 0.01},

@@ -3,7 +3,7 @@
 import torch
 
 from balancers.comparison import agree
-from counterpoint.balancers import DBMTL, SAMGS, ExcessMTL, MoCo
+from counterpoint.balancers import DBMTL, SAMGS, ExcessMTL, GCond, MoCo
 from counterpoint.balancers.db_mtl import longest_length_weights
 from counterpoint.balancers.excess_mtl import excess_risks
 from counterpoint.balancers.moco import moco_weights, scaled_by_loss
@@ -67,6 +67,22 @@ def check_excess_mtl(case, jacobian):
         agree(direction, weights @ rows, 1e-14)
         found = excess_risks(rows, balancer.squares, eps=options["eps"])
         agree(found, expected[f"step{number}"]["excess"], case["tolerance_rel"])
+
+
+def check_gcond(case, jacobian):
+    options, expected = case["hyperparameters"], case["expected"]
+    balancer = GCond(
+        len(jacobian),
+        surgery="zones" if "zones" in options["mode"] else options["mode"],
+        thresholds=options["thresholds"],
+        power=options["remap_power"],
+    )
+    agree(balancer.combine(jacobian), expected["vector"], case["tolerance_rel"])
+    assert int(balancer.winner) == expected["resolved_pairs_cos_i_j_winner"][-1][-1]
+    assert int(balancer.streak) == len(expected["resolved_pairs_cos_i_j_winner"])
+    bare = GCond(len(jacobian), surgery=balancer.surgery, momentum=0.0)
+    weights = bare.aggregate(jacobian, None, tuple(range(len(jacobian))))[1]
+    agree(weights, expected["weights"], case["tolerance_rel"])
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}

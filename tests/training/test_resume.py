@@ -47,7 +47,7 @@ def records(path):
     "balancer",
     [
         *("equal", "uncertainty", "dwa", "gradvac", "pomsi", "graddrop", "rlw", "famo", "auto_lambda", "spmtl"),
-        *("db_mtl", "moco", "sam_gs", "excess_mtl", "gradnorm", "sdmgrad", "modo", "rotograd"),
+        *("db_mtl", "moco", "sam_gs", "excess_mtl", "gradnorm", "sdmgrad", "modo", "rotograd", "gcond"),
     ],
 )
 def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):

@@ -24,6 +24,7 @@ from counterpoint.balancers.excess_mtl import ExcessMTL as ExcessMTL
 from counterpoint.balancers.fairgrad import FairGrad as FairGrad
 from counterpoint.balancers.famo import FAMO as FAMO
 from counterpoint.balancers.fixed import Fixed as Fixed
+from counterpoint.balancers.gcond import GCond as GCond
 from counterpoint.balancers.gls import GLS as GLS
 from counterpoint.balancers.graddrop import GradDrop as GradDrop
 from counterpoint.balancers.gradnorm import GradNorm as GradNorm
