@@ -212,6 +212,15 @@ def test_mild_conflicts_have_no_winner_in_zones():
     assert winners(GCond(2), [pair(-0.1)] * 2) == [1, 1]  # four rounds a step: three won, the fourth lost
 
 
+@given(seed=seeds)
+def test_what_rounding_leaves_is_no_conflict(seed):
+    """The loser is orthogonal to the winner after one round, but for rounding, which must not decide who is dominant."""
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(seed)).double())[0]
+    balancer = GCond(2)
+    balancer.combine(pair(-0.9, (1.0, 3.0)) @ basis[:2])
+    assert int(balancer.streak) == 1
+
+
 def test_variants_differ_as_they_say():
     rows = torch.tensor([[1.0, 0.0], [-20.0, 2.0]], dtype=torch.float64)
     plain, released = GCond(2), GCond(2, variant="released")
