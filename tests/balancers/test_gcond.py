@@ -214,7 +214,7 @@ def test_mild_conflicts_have_no_winner_in_zones():
 
 @given(seed=seeds)
 def test_what_rounding_leaves_is_no_conflict(seed):
-    """The loser is orthogonal to the winner after one round, but for rounding, which must not decide who is dominant."""
+    """One round makes the loser orthogonal to the winner but for rounding, which must not decide who is dominant."""
     basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(seed)).double())[0]
     balancer = GCond(2)
     balancer.combine(pair(-0.9, (1.0, 3.0)) @ basis[:2])
