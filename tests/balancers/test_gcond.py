@@ -214,11 +214,20 @@ def test_mild_conflicts_have_no_winner_in_zones():
 
 @given(seed=seeds)
 def test_what_rounding_leaves_is_no_conflict(seed):
-    """One round makes the loser orthogonal to the winner but for rounding, which must not decide who is dominant."""
-    basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(seed)).double())[0]
-    balancer = GCond(2)
-    balancer.combine(pair(-0.9, (1.0, 3.0)) @ basis[:2])
-    assert int(balancer.streak) == 1
+    """The second loses to the first, the third to what is left of the second; then all are orthogonal but for rounding.
+
+    A conflict of 1e-17 must not decide who is dominant.
+    """
+    rows = torch.tensor([[1.0, 0.0, 0.0], [-0.95, 0.3, 0.0], [0.0, -0.95, 0.3]], dtype=torch.float64)
+    turn = torch.randn(5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    asked = []
+
+    def judge(rows, first, second):
+        asked.append((first, second))
+        return first
+
+    gcond_rows(gram(rows @ torch.linalg.qr(turn)[0][:3]), judge)
+    assert asked == [(0, 1), (1, 2)]
 
 
 def test_variants_differ_as_they_say():
