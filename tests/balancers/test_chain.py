@@ -7,7 +7,7 @@ from torch import nn
 import counterpoint as cp
 from counterpoint import testing
 from counterpoint.balancers import IMTL, IMTLG, IMTLL, MGDA, Chain, Equal, GradDrop, PCGrad, Uncertainty, Wrapped
-from counterpoint.errors import OptionError
+from counterpoint.errors import OptionError, ShapeError
 
 
 def network(num_tasks=3, seed=0):
@@ -75,7 +75,7 @@ def test_imtl_is_its_two_halves():
     "build",
     [
         lambda k: Chain(Uncertainty(k), PCGrad(k)),
-        lambda k: Chain(cp.balancers.DWA(k, period=1), cp.balancers.NashMTL(k)),
+        lambda k: Chain(cp.balancers.DWA(k, period=1), cp.balancers.CAGrad(k)),
         lambda k: Chain(cp.balancers.RLW(k), cp.balancers.GradVac(k, beta=0.5)),
         lambda k: Chain(cp.balancers.GLS(k), GradDrop(k)),
         lambda k: Chain(Uncertainty(k), Wrapped(PCGrad(k), every=2, gram_decay=0.5)),
@@ -145,3 +145,32 @@ def test_created_by_name_with_options_and_wrap():
     assert found.balancer.second.reduction == "mean"
     with pytest.raises(OptionError, match="Wrapped has no option 'evry'; did you mean every"):
         cp.balancers.create("pcgrad", 2, wrap={"evry": 4})
+
+
+@pytest.mark.parametrize(
+    ("second", "ignores"),
+    [
+        (lambda: cp.balancers.NashMTL(2), True),
+        (lambda: cp.balancers.FairGrad(2), True),
+        (lambda: cp.balancers.FairGrad(2, alpha=2.0), False),
+        (lambda: MGDA(2, normalization="l2", apply_to="normalized"), True),
+        (lambda: MGDA(2, normalization="l2"), False),
+    ],
+)
+def test_a_first_part_without_effect_is_told(second, ignores):
+    rows = torch.tensor([[1.0, 0.2, 0.0], [-0.5, 0.3, 0.4]], dtype=torch.float64)
+    scaled = rows * torch.tensor([[1.0], [7.0]], dtype=torch.float64)
+    plain, other = (second().weights(g @ g.T, torch.ones(2)) @ g for g in (rows, scaled))
+    assert torch.allclose(plain, other, rtol=1e-9) == ignores == second().ignores_scale
+    if ignores:
+        with pytest.warns(UserWarning, match="Equal before it changes nothing for the shared parameters"):
+            Chain(Equal(2), second())
+    else:
+        Chain(Equal(2), second())
+
+
+def test_a_chain_without_losses_says_who_reads_them():
+    with pytest.raises(ShapeError, match="Uncertainty reads the losses"):
+        Chain(Uncertainty(2), PCGrad(2)).weights(torch.eye(2))
+    with pytest.raises(ShapeError, match="Uncertainty reads the losses"):
+        Chain(Uncertainty(2), GradDrop(2)).combine(torch.eye(2))

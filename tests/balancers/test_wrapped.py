@@ -9,8 +9,19 @@ from torch import nn
 import counterpoint as cp
 from balancers.test_chain import gradients, network
 from counterpoint import testing
-from counterpoint.balancers import MGDA, DualProj, Equal, GradDrop, NashMTL, PCGrad, Uncertainty, Wrapped
-from counterpoint.errors import OptionError
+from counterpoint.balancers import (
+    MGDA,
+    Chain,
+    DualProj,
+    Equal,
+    ExcessMTL,
+    GradDrop,
+    NashMTL,
+    PCGrad,
+    Uncertainty,
+    Wrapped,
+)
+from counterpoint.errors import OptionError, ShapeError
 
 ROWS = torch.tensor([[1.0, 0, 2, -1], [-2, 1, 0, 3], [0.5, -1, 1, 0]], dtype=torch.float64)
 A = ROWS @ ROWS.T
@@ -229,3 +240,38 @@ def test_wrapped_resumes_between_two_decisions():
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.weights(2 * A, L), second.weights(5 * A, L))  # both reuse
     assert nn.Module.state_dict(second)["steps"] == 2
+
+
+def test_heads_get_the_same_factor_between_decisions_as_in_them():
+    trunk, heads, losses = network()
+    balancer = Wrapped(Chain(Uncertainty(3, initial=[0.3, -0.7, 1.1]), PCGrad(3)), every=3)
+    found = []
+    for _ in range(2):
+        clear(trunk, *heads, balancer)
+        balancer.backward(losses())
+        found.append([head.weight.grad.clone() for head in heads])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)  # half of exp(-s) each time, and not 1 in between
+
+
+@pytest.mark.parametrize("task_gradients", [None, "raw"])
+def test_heads_of_elementwise_methods_with_weights(task_gradients):
+    trunk, heads, losses = network()
+    balancer = Wrapped(ExcessMTL(3, eta=0.5), rescale="unit", task_gradients=task_gradients)
+    for _ in range(3):
+        clear(trunk, *heads)
+        report = balancer.backward(losses())
+    assert math.isclose(float(flat(trunk.parameters()).norm()), 1.0, rel_tol=1e-9)
+    for head, loss, weight in zip(heads, losses(), report.weights, strict=True):
+        own = torch.autograd.grad(loss, head.weight)[0]
+        torch.testing.assert_close(head.weight.grad, own if task_gradients == "raw" else own * weight)
+
+
+def test_pure_calls_without_losses_where_nothing_reads_them():
+    assert torch.equal(Wrapped(MGDA(3)).weights(A), Wrapped(MGDA(3)).weights(A, L))
+    found = Wrapped(GradDrop(3), max_norm=0.1).combine(ROWS)
+    assert math.isclose(float(found.norm()), 0.1, rel_tol=1e-9)
+    waiting = Wrapped(MGDA(3), every=2)
+    assert torch.equal(waiting.weights(A), waiting.weights(5 * A))
+    with pytest.raises(ShapeError, match=r"reads the losses; call weights\(None, losses\)"):
+        Wrapped(Uncertainty(2)).weights(None)

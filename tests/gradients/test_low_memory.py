@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from counterpoint.balancers import PCGrad
+from counterpoint.balancers import MGDA, PCGrad
 from counterpoint.blocks import MLP, ResNet18
 from counterpoint.errors import OptionError
 from counterpoint.gradients import low_memory, low_memory_gradients, task_gradients
@@ -211,3 +211,12 @@ def test_memory_is_near_that_of_one_backward_pass(name, num_tasks):
     rows, given = PCGrad(num_tasks), losses()
     rows.engine = "rows"
     assert peak_of(lambda: rows.backward(given)) > 0.9 * num_tasks * least  # what is counted is counted
+
+
+def test_a_network_that_cannot_be_divided_is_told():
+    """A leaf that is balanced though one task alone reaches it: there is no place where all paths meet."""
+    weight, own = nn.Parameter(dense(3)), nn.Parameter(dense(3))
+    balancer = MGDA(2)
+    balancer.engine = "low_memory"
+    with pytest.warns(RuntimeWarning, match="engine='low_memory' is not possible for this network; all 2 gradients"):
+        balancer.backward([(weight * own).square().sum(), weight.exp().sum()], shared=[weight, own])

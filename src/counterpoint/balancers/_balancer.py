@@ -94,6 +94,7 @@ class Balancer(StatefulModule, ABC):
     needs: frozenset[str] = frozenset()  # keys of NEEDS: what the training loop has to serve
     loss_form: str = "task"  # "task": one scalar each; "instance": (N,); "cross": (K,), one prediction for each target
     num_batches: int = 1  # of one step; the losses of the others are given as ``more``
+    ignores_scale: bool = False  # the shared update does not change if a task's gradient is multiplied by a number
     keeps_columns: bool = False  # has a state per coordinate, so ``shared`` must mean the same at every step
 
     def __init__(

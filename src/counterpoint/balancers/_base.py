@@ -111,7 +111,7 @@ class GramBalancer(GradientBalancer):
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
         """Return the weights for a checked Gram matrix in float64 on the CPU; :meth:`weights` calls this."""
 
-    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:  # noqa: ARG002
+    def _weigh(self, gram: Tensor | None, values: Tensor | None, present: tuple[int, ...], step: Step) -> Balanced:  # noqa: ARG002
         assert gram is not None
         weights = self.weights(gram, values, present=present)
         return Balanced(weights, [], weights if self.task_gradients == "weighted" else None)

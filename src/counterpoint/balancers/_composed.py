@@ -74,36 +74,41 @@ class ComposedBalancer(GradientBalancer):
             features = part.transform(features, task)
         return features
 
-    def weights(self, gram: Tensor | None, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:
+    def weights(
+        self, gram: Tensor | None, losses: Tensor | None = None, *, present: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the weights of the task gradients, (k,); no autograd. One call is one step of the state.
 
         Args:
             gram: Inner products of the task gradients, (k, k); not read if no part reads them.
-            losses: Losses of the tasks that are present, (k,).
+            losses: Losses of the tasks that are present, (k,); may be left out if no part reads them.
             present: Which tasks they belong to; default all.
 
         Raises:
             OptionError: If a part gives no weights: use :meth:`combine`.
+            ShapeError: If a part reads the losses and they are not given.
         """
         self._expect("weights", "losses", "gram")
         if self.reads == "losses":
+            if losses is None:
+                raise ShapeError(f"{self._owner}: reads the losses; call weights(None, losses)")
             positions = self._positions(len(losses), present)
             return self._weigh(None, losses, positions, self._pure(losses, positions)).weights  # type: ignore[return-value]
         assert gram is not None
         positions, small, values = self._check_gram(gram, losses, present)
-        if values is None:
-            raise ShapeError(f"{self._owner}: losses must be given, ({len(gram)},)")
         with torch.no_grad():
             found = self._weigh(small, values, positions, self._pure(values, positions)).weights
         assert found is not None
         return found.to(gram.device, gram.dtype if gram.dtype.is_floating_point else torch.float64)
 
-    def combine(self, jacobian: Tensor, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:
+    def combine(
+        self, jacobian: Tensor, losses: Tensor | None = None, *, present: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the combined gradient (P,) of the rows (k, P); no autograd. One call is one step of the state.
 
         Args:
             jacobian: One row per task.
-            losses: Losses, (k,).
+            losses: Losses, (k,); may be left out if no part reads them.
             present: Which tasks the rows belong to; default all.
 
         Raises:
@@ -112,9 +117,10 @@ class ComposedBalancer(GradientBalancer):
         self._expect("combine", "jacobian")
         positions = self._positions(len(jacobian), present)
         with torch.no_grad():
-            return self._aggregate(jacobian.detach(), losses.detach().to(jacobian), positions)
+            values = None if losses is None else losses.detach().to(jacobian)
+            return self._aggregate(jacobian.detach(), values, positions)
 
-    def _aggregate(self, jacobian: Tensor, losses: Tensor, present: tuple[int, ...]) -> Tensor:
+    def _aggregate(self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
         """Return the combined row."""
         raise NotImplementedError
 
@@ -128,7 +134,7 @@ class ComposedBalancer(GradientBalancer):
             other = "combine(jacobian, losses)" if self.reads == "jacobian" else "weights(gram, losses)"
             raise OptionError(f"{self._owner}: reads the {self.reads}; call {other} instead of {method}")
 
-    def _pure(self, values: Tensor, present: tuple[int, ...]) -> Step:
+    def _pure(self, values: Tensor | None, present: tuple[int, ...]) -> Step:
         """Return what stands for the losses in a call without a graph."""
         names = self._names or tuple(map(str, range(self.num_tasks)))
-        return Step(names, present, (), values)
+        return Step(names, present, (), torch.empty(0) if values is None else values)

@@ -46,7 +46,8 @@ class GradientBalancer(WeightedPass):
         engine: How the Gram matrix of the parameters' gradients is made, for methods that read no more; the result is
             the same but for rounding. ``"auto"`` takes what is fastest, ``"rows"`` forms every gradient,
             ``"low_memory"`` keeps little more than one backward pass does, for the time of one further pass. In a
-            process group, and where the network cannot be divided, it is ``"rows"``. May be set at any time.
+            process group, and where the network cannot be divided, it is ``"rows"``, with a warning where
+            ``"low_memory"`` was asked for. May be set at any time.
             Only ``"rows"`` leaves a ``.grad`` worth reading on a tensor inside the network that was told to retain it.
         measure: What the Gram matrix is of, where the call does not say.
     """
@@ -107,6 +108,10 @@ class GradientBalancer(WeightedPass):
                 found = gradients.layer_gradients(step.losses, **where, workspace=self._workspace)
             if found is not None:
                 return found
+        if self.reads == "gram" and call.level == "parameters" and self.engine == "low_memory":
+            where = "in a process group" if call.group is not None else "for this network"
+            count = len(step.losses)
+            self.warn_once("engine", f"engine='low_memory' is not possible {where}; all {count} gradients are kept")
         return gradients.task_gradients(
             step.losses,
             shared=call.shared,
@@ -159,7 +164,7 @@ class GradientBalancer(WeightedPass):
     def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:
         """Return what the method makes of the task gradients."""
 
-    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:
+    def _weigh(self, gram: Tensor | None, values: Tensor | None, present: tuple[int, ...], step: Step) -> Balanced:
         """Return what a method that reads the Gram matrix makes of it, without a direction."""
         raise NotImplementedError
 

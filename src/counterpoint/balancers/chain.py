@@ -9,7 +9,7 @@ from counterpoint.balancers._base import LossBalancer
 from counterpoint.balancers._composed import ComposedBalancer
 from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
 from counterpoint.balancers._losses import Step
-from counterpoint.errors import OptionError
+from counterpoint.errors import OptionError, ShapeError
 
 
 class Chain(ComposedBalancer):
@@ -21,8 +21,9 @@ class Chain(ComposedBalancer):
     ``"weighted"``); learned weights of the first get their own gradient. Weights in the report are those of the plain
     gradients, both factors together.
 
-    A second balancer that does not change when gradients are rescaled (Nash-MTL, FairGrad with alpha = 1, and, in
-    direction, IMTL-G and ConFIG) makes the first irrelevant for the shared parameters.
+    A second balancer that does not change when gradients are rescaled (Nash-MTL, FairGrad with alpha = 1, MGDA on unit
+    gradients) makes the first irrelevant for the shared parameters: there is a warning. With IMTL-G and ConFIG it
+    changes their length only.
 
     Args:
         first: A loss balancer.
@@ -53,13 +54,26 @@ class Chain(ComposedBalancer):
             )
         super().__init__(first, second)
         self.first, self.second = first, second
+        if second.ignores_scale:
+            self.warn_once(
+                "scale",
+                f"{type(second).__name__} does not change when gradients are rescaled, so {type(first).__name__} "
+                "before it changes nothing for the shared parameters, only for those of each task",
+                UserWarning,
+            )
 
-    def _scaled(self, values: Tensor, present: tuple[int, ...], step: Step) -> tuple[Tensor, Step, list]:
-        """Return the weights of the first, the losses times them, and the gradients of its own parameters."""
+    def _scaled(self, values: Tensor | None, present: tuple[int, ...], step: Step) -> tuple[Tensor, Step, list]:
+        """Return the weights of the first, the losses times them, and the gradients of its own parameters.
+
+        Raises:
+            ShapeError: If there are no losses.
+        """
+        if values is None:
+            raise ShapeError(f"{self._owner}: {type(self.first).__name__} reads the losses; give them too")
         scales, own = self.first._own_gradients(values, present, step)
         return scales, dataclasses.replace(step, values=values * scales), list(own)
 
-    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:
+    def _weigh(self, gram: Tensor | None, values: Tensor | None, present: tuple[int, ...], step: Step) -> Balanced:
         assert gram is not None
         scales, inner, own = self._scaled(values, present, step)
         factors = scales.detach().to(gram)
@@ -83,6 +97,8 @@ class Chain(ComposedBalancer):
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         return self.second._task_gradients(step, call, scale)
 
-    def _aggregate(self, jacobian: Tensor, losses: Tensor, present: tuple[int, ...]) -> Tensor:
+    def _aggregate(self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
+        if losses is None:
+            raise ShapeError(f"{self._owner}: {type(self.first).__name__} reads the losses; give them too")
         scales = self.first.weights(None, losses, present=present)
         return self.second.combine(jacobian * scales[:, None], losses * scales, present=present)  # type: ignore[attr-defined]

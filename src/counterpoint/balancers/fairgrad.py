@@ -90,6 +90,7 @@ class FairGrad(GramBalancer):
         task_gradients: str = "raw",
     ) -> None:
         super().__init__(num_tasks, tasks)
+        self.ignores_scale = alpha == 1
         self.alpha = check_range("FairGrad: alpha", alpha, low=0.0, low_open=True, high_open=True)
         if max_norm is not None:
             check_range("FairGrad: max_norm", max_norm, low=0.0, low_open=True)

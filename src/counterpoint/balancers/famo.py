@@ -31,8 +31,8 @@ def famo_weights(gaps: Float[Tensor, " K"], logits: Float[Tensor, " K"]) -> Floa
         tensor([0.7500, 0.2500])
 
     References:
-        Liu, Feng, Stone, Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, arXiv:2306.03792,
-        Algorithm 1.
+        Liu, Feng, Stone, Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023,
+        arXiv:2306.03792.
     """
     return (logits.log_softmax(dim=0) - gaps.log()).softmax(dim=0)
 

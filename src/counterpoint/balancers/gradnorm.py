@@ -11,10 +11,10 @@ from counterpoint._checks import check_choice, check_per_task, check_range
 from counterpoint.balancers._base import GramBalancer
 from counterpoint.errors import OptionError
 from counterpoint.linalg import nonzero_rows, norms
+from counterpoint.solvers.adam import Moments, adam_step
 
 _SMALLEST = 1e-3  # weights stay above this before they are rescaled: plain steps can make them negative
 _EQUAL = 1e-12  # a length this near to its target, relative to the longest, is at it
-_DECAYS = (0.9, 0.999)  # of Adam's averages, its usual ones
 
 
 def gradnorm_gradient(
@@ -46,7 +46,7 @@ def gradnorm_gradient(
 
     References:
         Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", ICML
-        2018, arXiv:1711.02257, Eq. 1 and 2.
+        2018, arXiv:1711.02257.
     """
     scaled = weights * lengths
     mean_ratio = ratios.mean()
@@ -86,7 +86,7 @@ class GradNorm(GramBalancer):
     equation = "w by gradient steps on sum_i |G_i - T_i|,  G_i = w_i |g_i|,  T_i = mean(G) (loss ratio_i / mean)^alpha"
     source = "Chen et al., GradNorm, ICML 2018, arXiv:1711.02257"
     provenance = (
-        "paper (Eq. 1 and 2, renormalized); learning rate from memory of it; Adam's scale-free form and the lower "
+        "paper, renormalized; learning rate from memory of it; Adam's scale-free form and the lower "
         "bound 0.001 on weights are ours"
     )
     scale = "weights sum to K"
@@ -161,19 +161,10 @@ class GradNorm(GramBalancer):
         """Move the weights of some tasks against the gradient; their sum stays what it was."""
         before = self.task_weights[index]
         gradient = gradient.to(before)
-        if self.update == "adam":
-            self.steps[index] += 1
-            change = torch.zeros_like(gradient)
-            count = self.steps[index].to(before)  # a power of a whole number would be float32
-            moments = []
-            for moment, power, decay in (
-                (self.first_moment, gradient, _DECAYS[0]),
-                (self.second_moment, gradient.square(), _DECAYS[1]),
-            ):
-                moment[index] = decay * moment[index] + (1 - decay) * power
-                moments.append(moment[index] / (1 - decay**count))
-            moving = moments[1] > 0  # no constant in the denominator, so that the unit of the loss does not matter
-            change[moving] = moments[0][moving] / moments[1][moving].sqrt()
+        if self.update == "adam":  # without a constant in the denominator the unit of the losses does not matter
+            old = Moments(self.first_moment[index], self.second_moment[index], self.steps[index])
+            moved, new = adam_step(before, gradient, old, learning_rate=self.learning_rate, eps=0.0)
+            self.first_moment[index], self.second_moment[index], self.steps[index] = new.first, new.second, new.count
         else:
-            change = gradient
-        self.task_weights[index] = renormalized(before - self.learning_rate * change, float(before.sum()))
+            moved = before - self.learning_rate * gradient
+        self.task_weights[index] = renormalized(moved, float(before.sum()))

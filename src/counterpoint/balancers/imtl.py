@@ -25,7 +25,7 @@ class IMTL(Chain):
         task_gradients: ``"raw"``, the gradient of the scaled loss, or ``"weighted"``, the same times IMTL-G's weight.
 
     References:
-        Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, Algorithm 1.
+        Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
     """
 
     key = "imtl"

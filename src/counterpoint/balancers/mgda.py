@@ -124,6 +124,7 @@ class MGDA(GramBalancer):
         self.apply_to = check_choice("MGDA: apply_to", apply_to, ("original", "normalized"))
         self.task_gradients = check_choice("MGDA: task_gradients", task_gradients, ("weighted", "raw"))
         self.zero_row_is_stationary = zero_row_is_stationary
+        self.ignores_scale = normalization == "l2" and apply_to == "normalized"
 
     def solve(self, gram: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:  # noqa: ARG002
         """Return the weights of one step; see :func:`mgda_weights`."""

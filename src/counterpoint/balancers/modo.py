@@ -33,7 +33,7 @@ def modo_weights(
 
     References:
         Chen et al., "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and
-        Conflict-Avoidance", NeurIPS 2023, arXiv:2305.20057, Algorithm 1 (there rho is 0).
+        Conflict-Avoidance", NeurIPS 2023, arXiv:2305.20057, whose analysis has rho = 0.
     """
     return project_to_simplex(weights - learning_rate * (gram @ weights + rho * weights))
 
@@ -55,7 +55,7 @@ class MoDo(CrossGramBalancer):
     key = "modo"
     equation = "w <- project(w - gamma (G_1 G_2' w + rho w)),  v = sum_i w_i g_i of a third batch"
     source = "Chen et al., Three-Way Trade-Off in Multi-Objective Learning, NeurIPS 2023, arXiv:2305.20057"
-    provenance = "paper (Algorithm 1); step size and regularizer as in LibMTL"
+    provenance = "paper; step size and regularizer as in LibMTL"
     scale = "convex combination: weights sum to 1"
     avoid = (
         "Where three batches a step are too dear. The weights move by a small step from equal ones, so short "

@@ -94,6 +94,7 @@ class NashMTL(GramBalancer):
             check_range("NashMTL: max_norm", max_norm, low=0.0, low_open=True)
         self.max_norm = max_norm
         self.update_every = check_integer("NashMTL: update_every", update_every, low=1)
+        self.ignores_scale = update_every == 1
         self.task_gradients = check_choice("NashMTL: task_gradients", task_gradients, ("weighted", "raw"))
         self.add_state("last", torch.zeros(self.num_tasks, dtype=torch.float64))
         self.add_state("solved_at", torch.full((self.num_tasks,), -1, dtype=torch.long))  # step, -1: not at all

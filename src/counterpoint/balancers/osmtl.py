@@ -33,7 +33,7 @@ def osmtl_relation(
 
     References:
         Murugesan, Liu, Carbonell, Yang, "Adaptive Smoothed Online Multi-Task Learning", NeurIPS 2016, the update of the
-        relation in Algorithm 1; written from memory of the paper.
+        relation after each round; written from memory of the paper.
     """
     moved = log_eta - cross / temperature
     return moved - moved.logsumexp(dim=1, keepdim=True) + log_eta.logsumexp(dim=1, keepdim=True)

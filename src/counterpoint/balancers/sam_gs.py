@@ -28,7 +28,7 @@ def mean_magnitude_similarity(gram: Float[Tensor, "K K"]) -> float:
         0.8
 
     References:
-        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Definition 2.
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782.
     """
     lengths = linalg.norms(gram)[linalg.nonzero_rows(gram)]
     if len(lengths) < 2:

@@ -48,7 +48,7 @@ def sdmgrad_weights(
 
     References:
         Xiao, Ban, Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms", NeurIPS
-        2023, arXiv:2305.18409, Eq. 5 and Algorithm 1. Step size, momentum and scale as in LibMTL; the scale has no
+        2023, arXiv:2305.18409. Step size, momentum and scale as in LibMTL; the scale has no
         constant added. Twenty steps of length 5 do not solve the inner problem.
     """
     size = norms(gram).mean() ** 2
@@ -79,7 +79,7 @@ class SDMGrad(CrossGramBalancer):
     key = "sdmgrad"
     equation = "v = (g_w + pull g_0) / (1 + pull),  w by projected steps on |g_w + pull g_0|^2 / 2 over the simplex"
     source = "Xiao, Ban, Ji, Direction-oriented Multi-objective Learning, NeurIPS 2023, arXiv:2305.18409"
-    provenance = "paper (Algorithm 1); scale, step size and momentum of the inner steps as in LibMTL"
+    provenance = "paper; scale, step size and momentum of the inner steps as in LibMTL"
     scale = "convex combination: weights sum to 1"
     avoid = (
         "Where three batches a step are too dear, or where every step must lower every loss: for lambda above"

@@ -73,11 +73,11 @@ class STCH(PeriodicLossBalancer):
     """STCH: minimizes a smooth maximum of the losses; see :func:`stch_log_objective` and :func:`stch_objective`.
 
     The default is the variant of the released code: it needs no ideal point and does not see the scale of the losses,
-    which in most problems have different units, and it is the one that the published results of multi-task learning
-    were made with. It starts with ``warmup_epochs + 1`` epochs of ``sum_i ln L_i``; the mean losses of the last of them
-    are the nadir. Say when an epoch ends with :meth:`end_epoch`, or give ``period``. A task without a mean loss in that
-    epoch takes that of the first later one that it is in, and until then counts as being at its nadir. Nadir and
-    warm-up are part of the state, so a run may be resumed at any time. Losses must not be negative.
+    which in most problems have different units. It starts with ``warmup_epochs + 1`` epochs of ``sum_i ln L_i``; the
+    mean losses of the last of them are the nadir. Say when an epoch ends with :meth:`end_epoch`, or give ``period``. A
+    task without a mean loss in that epoch takes that of the first later one that it is in, and until then counts as
+    being at its nadir. Nadir and warm-up are part of the state, so a run may be resumed at any time. Losses must not be
+    negative.
 
     Args:
         num_tasks: Number of tasks K.

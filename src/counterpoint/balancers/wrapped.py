@@ -61,6 +61,7 @@ class Wrapped(ComposedBalancer):
     equation = "v = rescale(sum_i w_i g_i),  w of the balancer, every n steps"
 
     previous: Tensor
+    previous_private: Tensor
     steps: Tensor
     gram_mean: Tensor
     gram_count: Tensor
@@ -92,6 +93,7 @@ class Wrapped(ComposedBalancer):
         self._check_options()
         k = self.num_tasks
         self.add_state("previous", torch.full((k,), math.nan, dtype=torch.float64))
+        self.add_state("previous_private", torch.ones(k, dtype=torch.float64))  # factors of the tasks' own parameters
         self.add_state("steps", torch.zeros((), dtype=torch.long))
         self.add_state("gram_mean", torch.zeros(k, k, dtype=torch.float64))
         self.add_state("gram_count", torch.zeros(k, k, dtype=torch.long))
@@ -171,11 +173,14 @@ class Wrapped(ComposedBalancer):
 
     def _between(self, values: Tensor, present: tuple[int, ...]) -> Balanced:
         """Return the weights of a step in which the balancer does not decide."""
-        weights = torch.ones_like(values) if self.between == "sum" else self.previous[list(present)].to(values)
-        return Balanced(weights, [], weights if self.task_gradients == "weighted" else None)
+        if self.between == "sum":
+            return Balanced(torch.ones_like(values), [])
+        at = list(present)
+        return Balanced(self.previous[at].to(values), [], self.previous_private[at].to(values))
 
-    def _weigh(self, gram: Tensor | None, values: Tensor, present: tuple[int, ...], step: Step) -> Balanced:
+    def _weigh(self, gram: Tensor | None, values: Tensor | None, present: tuple[int, ...], step: Step) -> Balanced:
         if isinstance(self.balancer, LossBalancer):
+            assert values is not None
             weights, own = self.balancer._own_gradients(values, present, step)
             found = Balanced(weights, [], weights, own)
         else:
@@ -189,7 +194,9 @@ class Wrapped(ComposedBalancer):
             private = None
         else:
             private = weights if self.task_gradients == "weighted" else found.private
-        self.previous[list(present)] = weights.detach().to(self.previous)
+        at = list(present)
+        self.previous[at] = weights.detach().to(self.previous)
+        self.previous_private[at] = 1.0 if private is None else private.detach().to(self.previous)
         return dataclasses.replace(found, weights=weights, private=private)
 
     def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:
@@ -204,8 +211,14 @@ class Wrapped(ComposedBalancer):
             float(balanced.direction.norm()),  # type: ignore[union-attr]
             0.0 if total is None else float(total.norm()),  # type: ignore[union-attr]
         )
-        weights = None if balanced.weights is None else balanced.weights * factor
-        return dataclasses.replace(balanced, direction=balanced.direction * factor, weights=weights)  # type: ignore[operator]
+        weights, private = balanced.weights, balanced.private
+        weights = None if weights is None else weights * factor
+        if self._given["task_gradients"] == "raw":
+            private = None
+        elif private is not None and self.task_gradients == "weighted":
+            private = private * factor
+        direction = balanced.direction * factor  # type: ignore[operator]
+        return dataclasses.replace(balanced, direction=direction, weights=weights, private=private)
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         assert isinstance(self.balancer, GradientBalancer)
@@ -258,7 +271,7 @@ class Wrapped(ComposedBalancer):
             factor = self.max_norm / length
         return factor
 
-    def _aggregate(self, jacobian: Tensor, losses: Tensor, present: tuple[int, ...]) -> Tensor:
+    def _aggregate(self, jacobian: Tensor, losses: Tensor | None, present: tuple[int, ...]) -> Tensor:
         waits = self._waits(present)
         self.steps += 1
         if waits:
@@ -266,14 +279,17 @@ class Wrapped(ComposedBalancer):
         direction = self.balancer.combine(jacobian, losses, present=present)  # type: ignore[attr-defined]
         return direction * self._length_factor(float(direction.norm()), float(jacobian.sum(dim=0).norm()))
 
-    def weights(self, gram: Tensor | None, losses: Tensor, *, present: Sequence[int] | None = None) -> Tensor:
+    def weights(
+        self, gram: Tensor | None, losses: Tensor | None = None, *, present: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the weights of the task gradients, (k,); see the base class."""
-        positions = self._positions(len(losses), present)
-        waits = self._waits(positions)
-        if waits:
+        like = gram if losses is None or gram is not None else losses
+        if like is None:
+            return super().weights(gram, losses, present=present)  # says what is missing
+        positions = self._positions(len(like), present)
+        if self._waits(positions):
             self.steps += 1
-            like = losses if gram is None else gram
-            return self._between(losses, positions).weights.to(like)  # type: ignore[union-attr]
+            return self._between(like.new_empty(len(like)), positions).weights  # type: ignore[return-value]
         found = super().weights(gram, losses, present=present)
         self.steps += 1
         return found

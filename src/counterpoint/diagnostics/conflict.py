@@ -62,7 +62,7 @@ def magnitude_similarity(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
         gram: Inner products of the task gradients; the result is NaN for an absent task and for a zero gradient.
 
     References:
-        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Definition 2.
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782.
     """
     here = _measurable(gram)
     lengths = linalg.norms(gram.double()[here][:, here])
@@ -119,7 +119,7 @@ def dominated_conflicts(gram: Float[Tensor, "K K"]) -> Bool[Tensor, "K K"]:
         gram: Inner products of the task gradients.
 
     References:
-        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Theorem 2.
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782.
     """
     return cosine_matrix(gram) <= -magnitude_similarity(gram)
 
@@ -155,7 +155,7 @@ def sign_purity(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, " P"]:
         jacobian: One task gradient per row.
 
     References:
-        Chen et al., "Just Pick a Sign", NeurIPS 2020, arXiv:2010.06808, Eq. 1.
+        Chen et al., "Just Pick a Sign", NeurIPS 2020, arXiv:2010.06808.
     """
     size = jacobian.abs().sum(dim=0)
     return 0.5 * (1 + torch.where(size > 0, jacobian.sum(dim=0) / size, 0.0))

@@ -42,7 +42,7 @@ class SequentialReptile(Schedule):
 
     key = "sequential_reptile"
     source = "Lee, Lee, Lee, Hwang, Sequential Reptile, ICLR 2022, arXiv:2110.02600"
-    provenance = "from the paper; released code was not available"
+    provenance = "paper; no released code was read, default steps and eta are from memory and ours"
     cost = "1 forward pass, 1 backward pass, 1 optimizer step; a copy of the parameters"
 
     def __init__(

@@ -26,7 +26,12 @@ class Moments:
 
 
 def adam_step(
-    values: Float[Tensor, " K"], gradient: Float[Tensor, " K"], moments: Moments, *, learning_rate: float
+    values: Float[Tensor, " K"],
+    gradient: Float[Tensor, " K"],
+    moments: Moments,
+    *,
+    learning_rate: float,
+    eps: float = _EPS,
 ) -> tuple[Float[Tensor, " K"], Moments]:
     """Return the values after one step of Adam, and its new moments; every entry counts its own steps.
 
@@ -35,6 +40,8 @@ def adam_step(
         gradient: Their gradient; add ``decay * values`` for coupled weight decay.
         moments: What is remembered.
         learning_rate: Step size; the first step of an entry is this long, whatever its gradient is.
+        eps: Added to the root of the second moment, at least 0. With 0 the unit of the gradient does not matter, and an
+            entry that never had a gradient stays.
 
     Example:
         >>> zero = torch.zeros(2, dtype=torch.float64)
@@ -48,5 +55,6 @@ def adam_step(
     first = torch.lerp(gradient, moments.first, _BETAS[0])
     second = torch.lerp(gradient.square(), moments.second, _BETAS[1])
     steps = count.to(values)
-    root = (second / (1 - _BETAS[1] ** steps)).sqrt()
-    return values - learning_rate * first / (1 - _BETAS[0] ** steps) / (root + _EPS), Moments(first, second, count)
+    root = (second / (1 - _BETAS[1] ** steps)).sqrt() + eps
+    change = torch.where(root > 0, first / torch.where(root > 0, root, 1.0), 0.0) / (1 - _BETAS[0] ** steps)
+    return values - learning_rate * change, Moments(first, second, count)

@@ -73,7 +73,7 @@ def split(
 
     References:
         Shi et al., "Recon: Reducing Conflicting Gradients from the Root for Multi-Task Learning", ICLR 2023,
-        arXiv:2302.11289, Section 4 and Eq. 3. Differs from the released code: no network is rewritten; a
+        arXiv:2302.11289. Differs from the released code: no network is rewritten; a
         residual sum of a common and a split branch reaches every task; copies start equal by default.
     """
     check_integer("split: num_tasks", num_tasks, low=1)

@@ -61,7 +61,7 @@ class SplitPlan:
             num_layers: How many; more than there are means all.
 
         References:
-            Shi et al., Recon, ICLR 2023, arXiv:2302.11289, Algorithm 1. Differs: there a layer with score 0 can be
+            Shi et al., Recon, ICLR 2023, arXiv:2302.11289. Differs: there a layer with score 0 can be
             chosen, where fewer layers have conflicts than are asked for.
         """
         check_integer("SplitPlan.top_k: num_layers", num_layers, low=0)
