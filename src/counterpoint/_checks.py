@@ -89,3 +89,29 @@ def check_per_task(
             raise OptionError(f"{name} must have num_tasks = {num_tasks} values, got {len(value)}: {list(value)!r}")
         return tuple(value)
     return (value,) * num_tasks  # type: ignore[return-value]
+
+
+def check_tasks(owner: str, num_tasks: int | None, tasks: Sequence[str] | None) -> int:
+    """Return the number of tasks.
+
+    Args:
+        owner: Class whose arguments they are, for messages.
+        num_tasks: Number of tasks K, if it was given.
+        tasks: Names of the tasks, if they were given.
+
+    Raises:
+        OptionError: If it is not given, or does not fit the names.
+    """
+    if isinstance(tasks, str):
+        raise OptionError(f"{owner}: tasks must be a sequence of names, got the single name {tasks!r}")
+    if tasks is not None and len(set(tasks)) != len(tasks):
+        raise OptionError(f"{owner}: tasks must be different names, got {list(tasks)}")
+    if num_tasks is None:
+        if tasks is None:
+            raise OptionError(f"{owner}: give num_tasks, or the names of the tasks with tasks=[...]")
+        num_tasks = len(tasks)
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
+        raise OptionError(f"{owner}: num_tasks must be a whole number of at least 1, got {num_tasks!r}")
+    if tasks is not None and len(tasks) != num_tasks:
+        raise OptionError(f"{owner}: num_tasks = {num_tasks} but {len(tasks)} names in tasks: {list(tasks)}")
+    return num_tasks

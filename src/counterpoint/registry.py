@@ -64,6 +64,19 @@ class Description:
         return dataclasses.asdict(self)
 
 
+class Rebuildable:
+    """Keeps every constructor argument under its own name, so that ``repr`` and a saved configuration rebuild it."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor arguments that rebuild this object (without the generator)."""
+        arguments = (name for name in inspect.signature(type(self)).parameters if name != "generator")
+        return {name: getattr(self, name) for name in arguments}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return f"{type(self).__name__}({arguments})"
+
+
 class Registry(Generic[T]):
     """The classes of one family by key; made from the names that a package imports.
 

@@ -1,7 +1,6 @@
 """What every balancer has: its tasks, its state, and ``backward``, which reads the losses and reports the step."""
 
 import dataclasses
-import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from counterpoint._checks import check_choice
+from counterpoint._checks import check_choice, check_tasks
 from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.balancers._needs import NEEDS, LookAhead
 from counterpoint.balancers._report import BalancerReport, make_report
@@ -26,6 +25,7 @@ from counterpoint.gradients.reduce import (
     synchronize_generator,
     together,
 )
+from counterpoint.registry import Rebuildable
 
 Measure = Iterable[Tensor] | Literal["shared", "last"]
 
@@ -47,28 +47,7 @@ class Call:
         return 1.0 if self.scaler is None else float(self.scaler.scale(torch.ones((), device=device)))
 
 
-def _check_tasks(owner: str, num_tasks: int | None, tasks: Sequence[str] | None) -> int:
-    """Return the number of tasks.
-
-    Raises:
-        OptionError: If it is not given, or does not fit the names.
-    """
-    if isinstance(tasks, str):
-        raise OptionError(f"{owner}: tasks must be a sequence of names, got the single name {tasks!r}")
-    if tasks is not None and len(set(tasks)) != len(tasks):
-        raise OptionError(f"{owner}: tasks must be different names, got {list(tasks)}")
-    if num_tasks is None:
-        if tasks is None:
-            raise OptionError(f"{owner}: give num_tasks, or the names of the tasks with tasks=[...]")
-        num_tasks = len(tasks)
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
-        raise OptionError(f"{owner}: num_tasks must be a whole number of at least 1, got {num_tasks!r}")
-    if tasks is not None and len(tasks) != num_tasks:
-        raise OptionError(f"{owner}: num_tasks = {num_tasks} but {len(tasks)} names in tasks: {list(tasks)}")
-    return num_tasks
-
-
-class Balancer(StatefulModule, ABC):
+class Balancer(Rebuildable, StatefulModule, ABC):
     """Base of all balancers: reads the losses of a step, writes the balanced gradient, keeps the state.
 
     Learnable weights are parameters, everything else that survives a step is a buffer declared with
@@ -105,7 +84,7 @@ class Balancer(StatefulModule, ABC):
         *,
         random: bool = False,
     ) -> None:
-        num_tasks = _check_tasks(type(self).__name__, num_tasks, tasks)
+        num_tasks = check_tasks(type(self).__name__, num_tasks, tasks)
         if random and generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
         super().__init__(generator)
@@ -195,15 +174,6 @@ class Balancer(StatefulModule, ABC):
         self._names = names if self.tasks is None else self.tasks
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
-
-    def options(self) -> dict[str, Any]:
-        """Return the constructor arguments that rebuild this balancer (without the generator)."""
-        arguments = (name for name in inspect.signature(type(self)).parameters if name != "generator")
-        return {name: getattr(self, name) for name in arguments}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
-        return f"{self._owner}({arguments})"
 
     def warn_once(self, topic: str, message: str, category: type[Warning] = RuntimeWarning) -> None:
         """Warn on the first call with this topic; later ones are silent."""

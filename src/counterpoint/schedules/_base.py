@@ -1,6 +1,5 @@
 """What every schedule has: its tasks, its state, and ``step``, which takes a batch through the groups of tasks."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from counterpoint._checks import check_integer
+from counterpoint._checks import check_tasks
 from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.errors import OptionError, ShapeError
-from counterpoint.registry import unknown
+from counterpoint.registry import Rebuildable, unknown
 from counterpoint.schedules._report import ScheduleReport
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Group = tuple[int, ...]
 
 
-class Schedule(ABC):
+class Schedule(Rebuildable, ABC):
     """Base of all schedules: decides which tasks are updated together, in which order, and drives the optimizer.
 
     A batch goes through one or more groups of tasks: for each a forward pass, the balancer on the losses of the group,
@@ -45,19 +44,8 @@ class Schedule(ABC):
         *,
         random: bool = False,
     ) -> None:
-        owner = type(self).__name__
-        if isinstance(tasks, str) or (tasks is not None and len(set(tasks)) != len(tasks)):
-            raise OptionError(f"{owner}: tasks must be a sequence of different names, got {tasks!r}")
-        if num_tasks is None:
-            if tasks is None:
-                raise OptionError(f"{owner}: give num_tasks, or the names of the tasks with tasks=[...]")
-            num_tasks = len(tasks)
-        self.num_tasks = check_integer(f"{owner}: num_tasks", num_tasks, low=1)
+        self.num_tasks = check_tasks(type(self).__name__, num_tasks, tasks)
         self.tasks = None if tasks is None else tuple(tasks)
-        if self.tasks is not None and len(self.tasks) != num_tasks:
-            raise OptionError(
-                f"{owner}: num_tasks = {num_tasks} but {len(self.tasks)} names in tasks: {list(self.tasks)}"
-            )
         if random and generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
         self.generator = generator
@@ -74,16 +62,16 @@ class Schedule(ABC):
     def _plan(self, present: Group) -> Sequence[Group]:
         """Return the groups of this batch in the order of their updates; tasks that are not present may be in them."""
 
-    def _begin(self, optimizer: Optimizer, model: nn.Module | None) -> None:  # noqa: B027
+    def _begin(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         """Prepare for a batch, before its first forward pass (which moves the running statistics of norms)."""
 
-    def _observe(self, losses: Sequence[Tensor | None], after: Group | None) -> None:  # noqa: B027
+    def _observe(self, losses: Sequence[Tensor | None], after: Group | None) -> None:
         """See the losses of all tasks at each forward pass of a batch, and the group updated since the one before."""
 
-    def _finish(self, groups: Sequence[Group], optimizer: Optimizer, model: nn.Module | None) -> None:  # noqa: B027
+    def _finish(self, groups: Sequence[Group], optimizer: Optimizer, model: nn.Module | None) -> None:
         """Do what is due after the last update of a batch, given the groups that were updated."""
 
-    def end_epoch(self, optimizer: Optimizer, *, model: nn.Module | None = None) -> None:  # noqa: B027
+    def end_epoch(self, optimizer: Optimizer, *, model: nn.Module | None = None) -> None:
         """Bring the parameters to what should be evaluated; most schedules have nothing to do.
 
         Args:
@@ -211,15 +199,6 @@ class Schedule(ABC):
         self._names = names if self.tasks is None else self.tasks
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
-
-    def options(self) -> dict[str, Any]:
-        """Return the constructor arguments that rebuild this schedule (without the generator)."""
-        arguments = (name for name in inspect.signature(type(self)).parameters if name != "generator")
-        return {name: getattr(self, name) for name in arguments}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
-        return f"{type(self).__name__}({arguments})"
 
 
 def _plain_update(optimizer: Optimizer, balancer: Balancer) -> Callable[[Losses], BalancerReport]:
