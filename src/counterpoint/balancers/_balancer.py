@@ -245,7 +245,10 @@ class Balancer(Rebuildable, StatefulModule, ABC):
         if level == "features" and not parts:
             raise OptionError(f"{self._owner}: level='features' needs features=, the output of the trunk")
         self._check_call(level, measure, more)
-        call = Call(shared, parts, level, process_group, scaler, measure)
+        # a generator such as model.parameters() can be read once, and these are read more often
+        given = None if shared is None else tuple(shared)
+        measured = measure if measure is None or isinstance(measure, str) else tuple(measure)
+        call = Call(given, parts, level, process_group, scaler, measured)
         before = self._snapshot()
         finished = False
         try:

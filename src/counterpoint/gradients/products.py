@@ -184,6 +184,7 @@ def measure_gram(
         shared: Leaves to differentiate; default as in :func:`~counterpoint.gradients.scope.find_scope`.
         features: Tensors where the heads begin, if known: saves walking the heads again.
     """
+    shared = None if shared is None else list(shared)  # it may be a generator, and is read twice
     found = layer_gradients(losses, shared=shared, features=features, retain_graph=True)
     if found is None:
         return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
