@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from counterpoint import architectures, balancers, training
+from counterpoint.errors import OptionError
 
 
 class Noisy(nn.Module):
@@ -129,3 +130,12 @@ def test_heads_read_rotated_features_in_training_and_in_evaluation(make, tmp_pat
     assert rotated == {True: 2 * 5, False: 2 * 2}  # heads x batches of training, of validation and test
     difference = made.balancer.rotations @ made.balancer.rotations.mT - torch.eye(8)
     assert float(difference.abs().max()) < 1e-5
+
+
+def test_a_level_that_was_asked_for_is_not_replaced(make, tmp_path):
+    run = make("rotograd", epochs=1, level="parameters")
+    with (
+        training.RunFolder(tmp_path, {}) as folder,
+        pytest.raises(OptionError, match=r"call backward.*level='features'"),
+    ):
+        training.fit(run.model, run.data, run.balancer, run.optimizer, folder, run.options, fabric=run.fabric)

@@ -154,7 +154,9 @@ class _Loop:
         others = max(balancer.num_batches - 1, int("look_ahead" in balancer.needs))
         self.samplers = [SeededSampler(train, options.seed, stream) for stream in range(1 + others)]
         self.train, *self.others = (self._loader(train, options.batch_size, sampler) for sampler in self.samplers)
-        level = "features" if "transform" in balancer.needs else options.level
+        level = options.level
+        if level is None and "transform" in balancer.needs:
+            level = "features"
         shared = list(sharing(model, balancer)) if balancer.keeps_columns else None
         self.parts = Parts(self.model, model, self.optimizer, optimizer, self.balancer, self.tasks, level, shared)
         if "transform" in balancer.needs:
