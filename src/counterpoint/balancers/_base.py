@@ -147,7 +147,7 @@ class JacobianBalancer(GradientBalancer):
         if jacobian.ndim != 2:
             raise ShapeError(f"{self._owner}: jacobian must be (K, P), got {tuple(jacobian.shape)}")
         positions = self._positions(len(jacobian), present)
-        if not bool(torch.isfinite(jacobian).all()):
+        if not gradients.all_finite([jacobian]):
             raise NonFiniteError(f"{self._owner}: jacobian must be finite")
         with torch.no_grad():
             return _direction(self.aggregate(jacobian.detach(), losses, positions))

@@ -44,10 +44,13 @@ def graddrop_direction(
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
     leaking = bool(leak.any())
     direction = jacobian.new_empty(jacobian.shape[1])
+    parts = jacobian.new_empty(2, len(jacobian), min(_COLUMNS, jacobian.shape[1]), dtype=dtype)  # fresh memory is dear
     for start in range(0, jacobian.shape[1], _COLUMNS):
         block = jacobian[:, start : start + _COLUMNS].to(dtype)
         draw = uniform[start : start + _COLUMNS].to(block)
-        above, below = block.clamp(min=0), block.clamp(max=0)
+        above, below = parts[:, :, : block.shape[1]]
+        torch.clamp(block, min=0, out=above)
+        torch.clamp(block, max=0, out=below)
         up, down = above.sum(dim=0), below.sum(dim=0)
         purity = _purity(up, down)
         if purity is None:  # sums of entries near the largest or the smallest number
