@@ -56,6 +56,12 @@ def thinned(points: np.ndarray) -> np.ndarray:
     return points[sorted(keep)]
 
 
+def has_walk(key: str) -> bool:
+    """Tell whether a method moves x by two plain losses: one that rotates what is read has another Pareto set."""
+    balancer = BY_KEY[key].build(2)
+    return "transform" not in balancer.needs and balancer.loss_form == "task"
+
+
 def record(key: str) -> list[dict]:
     """Walk from every start; return what is drawn and told."""
     setup, found = TOY_SETUPS[SETUP], []
@@ -95,7 +101,7 @@ def load() -> dict[str, list[dict]]:
 def measure(keys: list[str]) -> None:
     """Walk the named balancers, or those without a record, and keep the records."""
     known = load()
-    for key in keys or [key for key in BY_KEY if key not in known]:
+    for key in keys or [key for key in BY_KEY if key not in known and has_walk(key)]:
         found = record(key)
         print(key, *((walked["end"], walked["arrived"]) for walked in found), flush=True)
         records = {**load(), key: found}  # read again: several may run at once
