@@ -40,20 +40,12 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
     num_rows, num_columns = jacobian.shape
     if num_columns == 0:
         return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=jacobian.device)
-    products = _blocked_gram(jacobian)
+    products = cross_gram(jacobian, jacobian)
     squares = products.diagonal()
     if bool(((squares > _TINY) & (squares < _HUGE)).all()):
         return products
-    peak = jacobian.abs().amax(dim=1).double()
-    usable = torch.isfinite(peak) & (peak > 0)
-    exponent = torch.where(usable, peak.log2().round(), torch.zeros_like(peak))
-    scaled = _blocked_gram((jacobian.double() * torch.exp2(-exponent)[:, None]).to(jacobian.dtype))
-    return scaled * torch.exp2(exponent[:, None]) * torch.exp2(exponent[None, :])
-
-
-def _blocked_gram(jacobian: Tensor) -> Tensor:
-    """Sum the products of column blocks in float64."""
-    return cross_gram(jacobian, jacobian)
+    scaled, factors = _in_range(jacobian)
+    return cross_gram(scaled, scaled) * factors[:, None] * factors[None, :]
 
 
 def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:

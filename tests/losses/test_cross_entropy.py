@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint.errors import OptionError
 from counterpoint.losses import cross_entropy
 
 
@@ -92,3 +93,8 @@ def test_one_loss_for_each_labelled_sample():
     torch.testing.assert_close(found, torch.stack(kept))
     plain = cross_entropy(scores[..., 0], target[:, 0], reduction="none")
     torch.testing.assert_close(plain.mean(), cross_entropy(scores[..., 0], target[:, 0]))
+
+
+def test_another_reduction_is_refused():
+    with pytest.raises(OptionError, match="reduction must be one of mean, none, got 'sum'"):
+        cross_entropy(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), reduction="sum")

@@ -109,3 +109,18 @@ def test_heads_read_what_the_balancer_makes_of_the_features(make):
         head[task]._forward_pre_hooks = hooks
     with pytest.raises(OptionError, match="Linear has no ModuleDict 'heads' with one for each of"):
         transform_heads(nn.Linear(1, 1), Doubling(tasks=["a", "b"]), ["a", "b"])
+
+
+def test_a_second_balancer_takes_the_place_of_the_first(make):
+    class Scaling(Watching):
+        factor = 2.0
+
+        def transform(self, features, task):
+            return features * self.factor
+
+    run = make("equal", dropout=0.0)
+    image = torch.randn(3, 1, 4, 4)
+    transform_heads(run.model, Scaling(tasks=["a", "b"]), ["a", "b"])
+    once = run.model(image).preds["a"]
+    transform_heads(run.model, Scaling(tasks=["a", "b"]), ["a", "b"])
+    assert torch.equal(run.model(image).preds["a"], once)  # not four times the features

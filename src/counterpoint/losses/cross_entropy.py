@@ -4,6 +4,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from counterpoint._checks import check_choice
+
 # stands for "no label" inside; torch's own -100 would silently drop entries that a loader marked so and forgot to mask
 _IGNORED = -(2**62)
 
@@ -25,6 +27,9 @@ def cross_entropy(
         reduction: ``"mean"``, or ``"none"`` for one value (N,) for each sample that has a label, in their order: the
             mean over its own entries.
 
+    Raises:
+        OptionError: If ``reduction`` is something else.
+
     Example:
         >>> import torch
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
@@ -32,6 +37,7 @@ def cross_entropy(
     """
     if mask is not None:
         target = target.masked_fill(~mask, _IGNORED)
+    check_choice("cross_entropy: reduction", reduction, ("mean", "none"))
     if reduction == "mean":
         return functional.cross_entropy(prediction, target, ignore_index=_IGNORED)
     entries = functional.cross_entropy(prediction, target, ignore_index=_IGNORED, reduction="none")

@@ -163,6 +163,8 @@ def sharing(model: nn.Module, balancer: Balancer) -> Iterator[Tensor]:
 def transform_heads(model: nn.Module, balancer: Balancer, names: Sequence[str]) -> None:
     """Make every head read what the balancer makes of the features, in training and in evaluation.
 
+    It stays so after training, since the heads have learned it; another balancer takes the place of this one.
+
     Raises:
         OptionError: If the model has no heads by task name.
     """
@@ -173,6 +175,9 @@ def transform_heads(model: nn.Module, balancer: Balancer, names: Sequence[str]) 
             f"'heads' with one for each of {list(names)}"
         )
     for name in names:
+        before = heads[name]._forward_pre_hooks
+        for key in [key for key, hook in before.items() if getattr(hook, "func", None) is _transformed]:
+            del before[key]
         heads[name].register_forward_pre_hook(functools.partial(_transformed, balancer, name))
 
 
