@@ -8,7 +8,7 @@ from torch import Tensor
 from counterpoint import gradients
 from counterpoint.balancers._balancer import Balancer, Call
 from counterpoint.balancers._losses import Step
-from counterpoint.gradients.jacobian import differentiate
+from counterpoint.gradients.backward import differentiate
 from counterpoint.gradients.reduce import together
 from counterpoint.gradients.scope import loss_edge
 

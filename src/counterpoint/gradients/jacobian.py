@@ -1,17 +1,17 @@
 """The gradients of every task, formed one after another (the plain engine), and their way back into ``.grad``."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint import linalg
 from counterpoint.errors import GraphError
-from counterpoint.gradients.scope import Scope, feature_edges, find_scope, loss_edge
+from counterpoint.gradients.backward import cut, differentiate, unhooked, unscaled
+from counterpoint.gradients.heads import feature_heads
+from counterpoint.gradients.scope import Scope, Walk, feature_edges, find_scope, loss_edge
 from counterpoint.gradients.write import accumulate, backward_into
 
 Level = Literal["parameters", "features"]
@@ -157,11 +157,12 @@ def task_gradients(
         GraphError: If features are asked for and no loss depends on them.
     """
     features = tuple(_distinct(features))
-    scope = find_scope(losses, shared=shared, features=features)
+    walk = Walk()
+    scope = find_scope(losses, shared=shared, features=features, walk=walk)
     if not features:
         return _without_features(losses, scope, workspace, scale=scale, retain_graph=retain_graph)
     direct = [leaf for leaf in scope.shared if leaf not in scope.through]
-    heads, bypass, private = _heads(losses, scope, features, direct, scale=scale)
+    heads, bypass, private = _heads(losses, scope, walk, features, direct, scale=scale)
     crossing = any(leaf in scope.below for own in (direct, *scope.private) for leaf in own)
     passes = len(losses) if crossing else 0
     if level == "features":
@@ -182,7 +183,13 @@ def task_gradients(
 
 
 def _heads(
-    losses: Sequence[Tensor], scope: Scope, features: Sequence[Tensor], direct: Sequence[Tensor], *, scale: float
+    losses: Sequence[Tensor],
+    scope: Scope,
+    walk: Walk,
+    features: Sequence[Tensor],
+    direct: Sequence[Tensor],
+    *,
+    scale: float,
 ) -> tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor | None]]]:
     """Differentiate each head once.
 
@@ -193,6 +200,9 @@ def _heads(
     Raises:
         GraphError: If no loss depends on the features.
     """
+    at_once = None if direct else feature_heads(losses, scope, walk, features, scale=scale)
+    if at_once is not None:
+        return [_dense(found, features) for found in at_once[0]], [[] for _ in losses], at_once[1]
     heads, bypass, private = [], [], []
     edges = [loss_edge(loss) for loss in losses]
     seeds = [torch.full_like(loss, scale) for loss in losses]
@@ -222,37 +232,6 @@ def _heads(
     return heads, bypass, private
 
 
-@contextlib.contextmanager
-def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
-    """Stop backward passes at edges, so that the gradient of one has no part that comes through another."""
-    outputs: dict[Node, set[int]] = {}
-    for edge in edges:
-        outputs.setdefault(edge[0], set()).add(edge[1])
-
-    def stop(numbers: set[int]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
-        return lambda gradients: tuple(None if nr in numbers else g for nr, g in enumerate(gradients))
-
-    hooks = [node.register_prehook(stop(numbers)) for node, numbers in outputs.items()]  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
-def unhooked(features: Sequence[Tensor]) -> Iterator[None]:
-    """Switch off the hooks of the features: they have changed their gradients already, when the heads sent them."""
-    kept = [(hooks, dict(hooks)) for hooks in (feature._backward_hooks for feature in features) if hooks]
-    for hooks, _ in kept:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, old in kept:
-            hooks.update(old)
-
-
 def _distinct(features: Sequence[Tensor]) -> list[Tensor]:
     """Drop a feature that was given twice, as its gradient would count twice."""
     feature_edges(features)  # all have a graph
@@ -273,32 +252,6 @@ def _without_features(
         own = found[len(scope.shared) :]
         private.append([None if gradient is None else unscaled(gradient, scale) for gradient in own])
     return TaskGradients(unscaled(jacobian, scale), scope, private, len(losses))
-
-
-def differentiate(
-    outputs: Sequence[Tensor] | Sequence[GradientEdge],
-    inputs: Sequence[Tensor | GradientEdge],
-    seeds: Sequence[Tensor],
-    *,
-    retain_graph: bool,
-) -> tuple[Tensor | None, ...]:
-    """Run one backward pass down to the inputs; ``None`` for an input that is not reached.
-
-    Raises:
-        GraphError: If the graph is that of a compiled network which allows one backward pass only.
-    """
-    if not inputs:
-        return ()
-    try:
-        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        if "donated buffer" not in str(error):
-            raise
-        raise GraphError(
-            "the compiled network frees its buffers in the first backward pass, and this method needs one a task; set "
-            "torch._functorch.config.donated_buffer = False before compiling, or use level='features' with the tensors "
-            "that the network returns"
-        ) from error
 
 
 def _dense(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -348,8 +301,3 @@ def split_row(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
         else piece.view(leaf.shape).to(leaf)
         for piece, leaf in zip(pieces, leaves, strict=True)
     ]
-
-
-def unscaled(gradient: Tensor, scale: float) -> Tensor:
-    """Divide by the loss scale, if there is one."""
-    return gradient if scale == 1.0 else gradient / scale

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import differentiate, empty_rows, fill_row, unscaled
+from counterpoint.gradients.backward import differentiate, unscaled
+from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, find_frontier
+from counterpoint.gradients.jacobian import empty_rows, fill_row
 from counterpoint.gradients.layers import Layer, find_layers
-from counterpoint.gradients.passes import Edge, arrivals, differentiate_heads, differentiate_layers, find_frontier
+from counterpoint.gradients.passes import differentiate_layers
 from counterpoint.gradients.products import ByLeaf, in_range
 from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
 
@@ -104,7 +106,7 @@ def low_memory_gradients(
     parts = _stretches(common, walk, layers, scope.shared, list(edges))
     if not parts:
         return None
-    seeds, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=True)
+    seeds, private = differentiate_heads(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
     products = torch.zeros(len(losses), len(losses), dtype=torch.float64)
     for part in parts:
         products += _pass(part, seeds, len(losses))

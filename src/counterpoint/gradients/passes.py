@@ -1,14 +1,15 @@
 """The backward passes of all tasks down to given places: one after another, or through small trunks all at once."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from counterpoint.gradients.jacobian import Workspace, cut, differentiate, empty_rows, fill_row, unscaled
+from counterpoint.gradients.backward import differentiate
+from counterpoint.gradients.heads import differentiate_heads, find_frontier, stack_gradients, unscaled_all
+from counterpoint.gradients.jacobian import Workspace, empty_rows, fill_row
 from counterpoint.gradients.layers import Layer
 from counterpoint.gradients.scope import Scope, Walk, loss_edge
 
@@ -81,8 +82,8 @@ def run_passes(
         )
         outputs.append(list(gradients[: len(layers)]))
         fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
-        private.append(_unscaled(gradients[len(layers) + len(rest) :], scale))
-    return Passes([_stack(found) for found in zip(*outputs, strict=True)], rows, private)
+        private.append(unscaled_all(gradients[len(layers) + len(rest) :], scale))
+    return Passes([stack_gradients(found) for found in zip(*outputs, strict=True)], rows, private)
 
 
 def differentiate_layers(
@@ -118,18 +119,6 @@ def differentiate_layers(
     return [*(seen.get(node, other) for node, other in zip(nodes, told, strict=True)), *found[len(layers) :]]
 
 
-def _unscaled(gradients: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
-    return [None if gradient is None else unscaled(gradient, scale) for gradient in gradients]
-
-
-def _stack(gradients: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack the gradients of all tasks, with zeros for a task that has none; ``None`` if no task has one."""
-    like = next((gradient for gradient in gradients if gradient is not None), None)
-    if like is None:
-        return None
-    return torch.stack([torch.zeros_like(like) if gradient is None else gradient for gradient in gradients])
-
-
 def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Sequence[Tensor]) -> bool:
     """Return whether one pass for all tasks is possible below the heads and pays."""
     if any(layer.num_rows() > _FEW_ROWS for layer in layers) or any(t._backward_hooks or t.is_complex() for t in rest):
@@ -140,80 +129,6 @@ def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Seque
         return False  # else what a head's own pass finds is no row, and what is below is nobody's own
     known = {*walk.leaves, *(layer.edge.node for layer in layers)}
     return all(node in known or node.name() in _BATCHABLE for node in common)
-
-
-def find_frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None], dict[Node, list[tuple[int, Edge]]]]:
-    """Return where the heads begin, and the last nodes of the heads: which of their edges lead there.
-
-    The heads begin at the edges from what one task reaches to what several do.
-    """
-    edges: dict[Edge, None] = {}
-    lasts: dict[Node, list[tuple[int, Edge]]] = {}
-    for root in map(loss_edge, losses):
-        if walk.masks[root.node] & (walk.masks[root.node] - 1):
-            edges[root.node, root.output_nr] = None
-    for node, mask in walk.masks.items():
-        if mask & (mask - 1):
-            continue
-        for slot, (child, number) in enumerate(node.next_functions):
-            if child is not None and walk.masks[child] & (walk.masks[child] - 1):
-                edges[child, number] = None
-                lasts.setdefault(node, []).append((slot, (child, number)))
-    return edges, lasts
-
-
-@contextlib.contextmanager
-def arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[Edge, Tensor]]:
-    """Keep what backward passes send along edges, before any hook on a tensor there has changed it."""
-    arrived: dict[Edge, Tensor] = {}
-
-    def keep(slots: Sequence[tuple[int, Edge]]) -> Callable[..., None]:
-        def hook(sent: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> None:
-            for slot, edge in slots:
-                gradient = sent[slot]
-                if gradient is not None:
-                    arrived[edge] = arrived[edge] + gradient if edge in arrived else gradient
-
-        return hook
-
-    handles = [node.register_hook(keep(slots)) for node, slots in lasts.items()]
-    try:
-        yield arrived
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def differentiate_heads(
-    losses: Sequence[Tensor],
-    scope: Scope,
-    edges: Mapping[Edge, None],
-    lasts: Mapping[Node, Sequence[tuple[int, Edge]]],
-    *,
-    scale: float,
-    retain_graph: bool,
-) -> tuple[dict[Edge, Tensor], list[list[Tensor | None]]]:
-    """Differentiate each head once.
-
-    Returns:
-        The gradients of all tasks, (K, ...) times ``scale``, at each edge that some task reaches; and, for each task,
-        of its own leaves.
-    """
-    retain_graph = retain_graph or len(edges) > 1  # a cut pass still touches what is below the upper ends
-    heads: list[list[Tensor | None]] = []
-    private: list[list[Tensor | None]] = []
-    targets = [GradientEdge(*edge) for edge in edges]
-    with arrivals(lasts) as arrived, cut(edges if len(edges) > 1 else ()):
-        for loss, own in zip(losses, scope.private, strict=True):
-            arrived.clear()
-            root, seed = loss_edge(loss), torch.full_like(loss, scale)
-            gradients = differentiate([root], [*targets, *own], [seed], retain_graph=retain_graph)
-            if (root.node, root.output_nr) in edges:
-                arrived[root.node, root.output_nr] = seed
-            heads.append([arrived.get(edge) for edge in edges])
-            private.append(_unscaled(gradients[len(edges) :], scale))
-    stacked = map(_stack, zip(*heads, strict=True))
-    return {edge: found for edge, found in zip(edges, stacked, strict=True) if found is not None}, private
 
 
 def _through_frontier(
@@ -232,7 +147,7 @@ def _through_frontier(
     What lies below keeps its graph, as the pass for all tasks may have to be given up halfway; it is small.
     """
     edges, lasts = find_frontier(losses, walk)
-    heads, private = differentiate_heads(losses, scope, edges, lasts, scale=scale, retain_graph=retain_graph)
+    heads, private = differentiate_heads(losses, scope, walk, edges, lasts, scale=scale, retain_graph=retain_graph)
     reached = [(GradientEdge(*edge), gradients) for edge, gradients in heads.items()]
     found = _below(reached, layers, rest)
     rows = empty_rows(len(losses), rest, workspace)
@@ -261,4 +176,4 @@ def _below(
             differentiate_layers(edges, layers, rest, list(seed), retain_graph=True)
             for seed in zip(*seeds, strict=True)
         ]
-        return [_stack(found) for found in zip(*alone, strict=True)]
+        return [stack_gradients(found) for found in zip(*alone, strict=True)]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients, unscaled
+from counterpoint.gradients.backward import unscaled
+from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope

@@ -40,12 +40,14 @@ class Walk:
         parents: The nodes that use such a node, or one that only passes a weight on.
         masks: For each node, as bits, the losses that reach it; all of them below the features.
         order: The nodes, each before all that it leads to.
+        trunk: The nodes below the features.
     """
 
     leaves: dict[Node, Tensor] = dataclasses.field(default_factory=dict)
     parents: dict[Node, dict[Node, None]] = dataclasses.field(default_factory=dict)
     masks: dict[Node, int] = dataclasses.field(default_factory=dict)
     order: list[Node] = dataclasses.field(default_factory=list)
+    trunk: set[Node] = dataclasses.field(default_factory=set)
 
 
 def find_scope(
@@ -75,6 +77,7 @@ def find_scope(
     everyone = (1 << len(losses)) - 1  # features count as used by every task
     trunk = Walk(walk.leaves, walk.parents)
     below = _reach([get_gradient_edge(feature) for feature in features], frozenset(), trunk)
+    walk.trunk.update(trunk.masks)
     walk.masks.update(dict.fromkeys(trunk.masks, everyone))
     walk.order[:] = (
         [*(node for node in walk.order if node not in trunk.masks), *trunk.order] if features else walk.order

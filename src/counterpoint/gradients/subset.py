@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from counterpoint.errors import GraphError
-from counterpoint.gradients.jacobian import Workspace, differentiate, empty_rows, fill_row, unscaled
+from counterpoint.gradients.backward import differentiate, unscaled
+from counterpoint.gradients.jacobian import Workspace, empty_rows, fill_row
 from counterpoint.gradients.scope import Walk, find_scope, loss_edge
 
 # operations that scale or shift what they are given: norm layers, layer scales, position embeddings

@@ -1,0 +1,72 @@
+"""One backward pass down to given places, and what may be in its way."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from counterpoint.errors import GraphError
+
+
+def differentiate(
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    inputs: Sequence[Tensor | GradientEdge],
+    seeds: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+) -> tuple[Tensor | None, ...]:
+    """Run one backward pass down to the inputs; ``None`` for an input that is not reached.
+
+    Raises:
+        GraphError: If the graph is that of a compiled network which allows one backward pass only.
+    """
+    if not inputs:
+        return ()
+    try:
+        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=retain_graph, allow_unused=True)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise GraphError(
+            "the compiled network frees its buffers in the first backward pass, and this method needs one a task; set "
+            "torch._functorch.config.donated_buffer = False before compiling, or use level='features' with the tensors "
+            "that the network returns"
+        ) from error
+
+
+@contextlib.contextmanager
+def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
+    """Stop backward passes at edges, so that the gradient of one has no part that comes through another."""
+    outputs: dict[Node, set[int]] = {}
+    for edge in edges:
+        outputs.setdefault(edge[0], set()).add(edge[1])
+
+    def stop(numbers: set[int]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
+        return lambda gradients: tuple(None if nr in numbers else g for nr, g in enumerate(gradients))
+
+    hooks = [node.register_prehook(stop(numbers)) for node, numbers in outputs.items()]  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def unhooked(features: Sequence[Tensor]) -> Iterator[None]:
+    """Switch off the hooks of the features: they have changed their gradients already, when the heads sent them."""
+    kept = [(hooks, dict(hooks)) for hooks in (feature._backward_hooks for feature in features) if hooks]
+    for hooks, _ in kept:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, old in kept:
+            hooks.update(old)
+
+
+def unscaled(gradient: Tensor, scale: float) -> Tensor:
+    """Divide by the loss scale, if there is one."""
+    return gradient if scale == 1.0 else gradient / scale
