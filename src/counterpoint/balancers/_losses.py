@@ -1,6 +1,7 @@
 """Reading the losses of one call: which task each belongs to, and whether it can be used."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,13 +63,20 @@ def read_losses(
     )
     if not found:
         return Step(names, (), (), torch.zeros(0))
-    dtype = torch.float32
-    for loss in found:
-        dtype = torch.promote_types(dtype, loss.dtype)
-    values = torch.stack([loss.detach().to(found[0].device, dtype) for loss in found])
-    step = Step(names, present, found, values)
+    step = Step(names, present, found, _values(found))
     check_values(owner, step.names_of(range(len(step.losses))), step.values, nonnegative=nonnegative)
     return step
+
+
+@torch.no_grad()
+def _values(losses: Sequence[Tensor]) -> Tensor:
+    """Return the losses as one vector, on the device of the first, in float32 or wider."""
+    dtypes = {loss.dtype for loss in losses}
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    device = losses[0].device
+    if dtypes == {dtype} and all(loss.device == device for loss in losses):
+        return torch.stack(losses)  # type: ignore[arg-type]
+    return torch.stack([loss.to(device, dtype) for loss in losses])
 
 
 def read_values(
@@ -152,7 +160,7 @@ def _check_scalar(label: str, loss: Tensor) -> Tensor:
             f"{label} has no graph (requires_grad is False); compute it from the model's output outside "
             "torch.no_grad() and without .detach() or .item(), or pass None for a task without labels"
         )
-    return loss.reshape(())
+    return loss.reshape(()) if loss.ndim else loss
 
 
 def check_values(owner: str, names: Sequence[str], values: Tensor, *, nonnegative: bool) -> None:

@@ -54,6 +54,10 @@ def make_report(
 ) -> BalancerReport:
     """Spread what was measured on the present tasks over all tasks."""
     num_tasks, device = len(step.names), step.values.device
+    if len(step.present) == num_tasks:
+        present = torch.ones(num_tasks, dtype=torch.bool, device=device)
+        weights = None if weights is None else weights.clone()
+        return BalancerReport(step.names, present, step.values, weights, gram, level, num_backward, skipped)
     index = torch.tensor(step.present, device=device, dtype=torch.long)
     present = torch.zeros(num_tasks, dtype=torch.bool, device=device)
     present[index] = True
@@ -63,7 +67,7 @@ def make_report(
         spread = torch.zeros(num_tasks, dtype=weights.dtype, device=weights.device)
         spread[index.to(weights.device)] = weights
         weights = spread
-    if gram is not None and len(step.present) < num_tasks:
+    if gram is not None:
         at = index.to(gram.device)
         spread = torch.full((num_tasks, num_tasks), float("nan"), dtype=gram.dtype, device=gram.device)
         spread[at[:, None], at[None, :]] = gram

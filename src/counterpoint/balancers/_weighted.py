@@ -77,7 +77,8 @@ class WeightedPass(Balancer):
 
     @staticmethod
     def _seeds(step: Step, weights: Tensor, scale: float) -> list[Tensor]:
-        return [(weight * scale).to(loss) for weight, loss in zip(weights, step.losses, strict=True)]
+        scaled = (weights if scale == 1.0 else weights * scale).unbind()
+        return [weight.to(loss) for weight, loss in zip(scaled, step.losses, strict=True)]
 
 
 def _dense(gradient: Tensor | None, leaf: Tensor) -> Tensor:

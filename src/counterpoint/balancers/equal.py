@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import final
 
+import torch
 from torch import Tensor
 
 from counterpoint.balancers._base import LossBalancer
@@ -40,3 +41,7 @@ class Equal(LossBalancer):
         """Return the sum of the losses."""
         self._positions(len(losses), present)
         return losses.sum()
+
+    def _differentiate(self, losses: Tensor, present: tuple[int, ...]) -> tuple[Tensor, list[Tensor | None]]:
+        self._positions(len(losses), present)
+        return torch.ones_like(losses), []

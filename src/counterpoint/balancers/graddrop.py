@@ -19,7 +19,7 @@ def graddrop_direction(
     """Return the sum of the gradients, each coordinate from the tasks of one sign only.
 
     Per coordinate, with g_i its entry for task i, the sign purity is ``P = (1 + sum_i g_i / sum_i |g_i|) / 2``. With
-    u uniform in [0, 1) the positive entries are kept if P > u, the negative ones if P < u. A task keeps the share
+    u uniform in [0, 1) the positive entries are kept if P > u, else the negative ones. A task keeps the share
     ``leak`` of what is dropped. For leak 0 the expectation is the plain sum: P pos + (1 - P) neg = pos + neg.
 
     Args:
@@ -44,34 +44,38 @@ def graddrop_direction(
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
     leaking = bool(leak.any())
     direction = jacobian.new_empty(jacobian.shape[1])
-    parts = jacobian.new_empty(2, len(jacobian), min(_COLUMNS, jacobian.shape[1]), dtype=dtype)  # fresh memory is dear
+    above, below = jacobian.new_empty(
+        2, len(jacobian), min(_COLUMNS, jacobian.shape[1]), dtype=dtype
+    )  # kept: new is dear
     for start in range(0, jacobian.shape[1], _COLUMNS):
         block = jacobian[:, start : start + _COLUMNS].to(dtype)
         draw = uniform[start : start + _COLUMNS].to(block)
-        above, below = parts[:, :, : block.shape[1]]
-        torch.clamp(block, min=0, out=above)
-        torch.clamp(block, max=0, out=below)
-        up, down = above.sum(dim=0), below.sum(dim=0)
-        purity = _purity(up, down)
-        if purity is None:  # sums of entries near the largest or the smallest number
+        width = block.shape[1]
+        positive = torch.clamp(block, min=0, out=above[:, :width])
+        negative = torch.clamp(block, max=0, out=below[:, :width])
+        up, down = positive.sum(dim=0), negative.sum(dim=0)
+        total = up - down
+        if _in_range(total):
+            wins = up > draw * total
+        else:  # sums of entries near the largest or the smallest number
             unit = block.abs().amax(dim=0)
             unit = torch.where(unit > 0, unit, 1.0)
-            purity = _purity((above / unit).sum(dim=0), (below / unit).sum(dim=0))
-            assert purity is not None
+            share = (positive / unit).sum(dim=0)
+            wins = share > draw * (share - (negative / unit).sum(dim=0))
         if leaking:
-            up, down = kept @ above, kept @ below
-        found = torch.where(purity > draw, up, torch.where(purity < draw, down, 0.0))
+            up, down = kept @ positive, kept @ negative
+        found = torch.where(wins, up, down)
         direction[start : start + _COLUMNS] = found + passed @ block if leaking else found
     return direction
 
 
-def _purity(up: Tensor, down: Tensor) -> Tensor | None:
-    """Return the share of the positive sums, 0.5 where all is 0; ``None`` if a sum overflows or is subnormal."""
-    total = up - down
-    least = float(torch.where(total > 0, total, 1.0).amin())
-    if not float(total.amax()) < float("inf") or least < torch.finfo(total.dtype).tiny * 1e8:
-        return None
-    return torch.where(total > 0, up / total, 0.5)
+def _in_range(total: Tensor) -> bool:
+    """Return whether no sum overflows and none but zeros is near the smallest number."""
+    least, largest = (float(value) for value in total.aminmax())
+    tiny = torch.finfo(total.dtype).tiny * 1e8
+    if not largest < float("inf"):
+        return False
+    return least > tiny or float(torch.where(total > 0, total, 1.0).amin()) > tiny
 
 
 @final

@@ -165,7 +165,7 @@ def feature_heads(
                 lasts.setdefault(node, []).append((slot, edge))
     edges: dict[Edge, None] = {(feature.grad_fn, feature.output_nr): None for feature in features}  # type: ignore[misc]
     own = [leaf for leaves in scope.private for leaf in leaves]
-    if any(leaf in scope.below for leaf in own) or not _are_apart(losses, scope, walk, edges):
+    if not lasts or any(leaf in scope.below for leaf in own) or not _are_apart(losses, scope, walk, edges):
         return None
     return _at_once(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+_SMALL, _FEW = 8192, 4  # entries of a tensor, and number of tensors, from which on a call of its own pays
+
 
 @torch.no_grad()
 def accumulate(leaf: Tensor, gradient: Tensor) -> None:
@@ -63,16 +65,22 @@ def backward_into(
             accumulate(leaf, new)
 
 
+@torch.no_grad()
 def all_finite(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether every entry is finite, waiting for the device once."""
     real = [_plain(t) for t in tensors if t is not None and t.numel()]
     if not real:
         return True
     # a sum is as fast as reading and shows NaN and infinity; one that overflows by itself is looked at again
-    sums = [t.sum() for t in real]
+    small = [t for t in real if t.numel() < _SMALL]
+    if len(small) > _FEW and len({(t.dtype, t.device) for t in small}) == 1:  # a call costs more than their entries
+        sums = [t.sum() for t in real if t.numel() >= _SMALL] + [torch.cat([t.reshape(-1) for t in small]).sum()]
+    else:
+        sums = [t.sum() for t in real]
     if any(t.dtype != sums[0].dtype or t.device != sums[0].device for t in sums):
         sums = [t.to(sums[0]) for t in sums]
-    return math.isfinite(float(torch.stack(sums).sum())) or all(bool(torch.isfinite(t).all()) for t in real)
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    return math.isfinite(float(total)) or all(bool(torch.isfinite(t).all()) for t in real)
 
 
 def _plain(tensor: Tensor) -> Tensor:
