@@ -65,28 +65,18 @@ def differentiate_heads(
     scale: float,
     retain_graph: bool,
 ) -> tuple[dict[Edge, Tensor], list[list[Tensor | None]]]:
-    """Differentiate each head once: all in one pass where nothing above the edges is common to two tasks.
+    """Differentiate each head once: all in one pass, unless a loss itself is shared.
 
     Returns:
         The gradients of all tasks, (K, ...) times ``scale``, at each edge that some task reaches; and, for each task,
         of its own leaves.
     """
     retain_graph = retain_graph or len(edges) > 1  # a cut pass still touches what is below the upper ends
-    run = _at_once if _are_apart(losses, scope, walk, edges) else _one_by_one
+    roots = [loss_edge(loss) for loss in losses]
+    run = _one_by_one if any((root.node, root.output_nr) in edges for root in roots) else _at_once
     heads, private = run(losses, scope, walk, edges, lasts, scale=scale, retain_graph=retain_graph)
     stacked = map(stack_gradients, zip(*heads, strict=True))
     return {edge: found for edge, found in zip(edges, stacked, strict=True) if found is not None}, private
-
-
-def _are_apart(losses: Sequence[Tensor], scope: Scope, walk: Walk, edges: Mapping[Edge, None]) -> bool:
-    """Return whether each of the heads' own leaves is reached by one task, and each loss belongs to one head."""
-    own = [leaf for leaves in scope.private for leaf in leaves]
-    roots = [loss_edge(loss) for loss in losses]
-    return (
-        len(set(map(id, own))) == len(own)
-        and not any((root.node, root.output_nr) in edges for root in roots)
-        and all(walk.masks[root.node] == 1 << task for task, root in enumerate(roots))
-    )
 
 
 def _at_once(
@@ -162,11 +152,15 @@ def feature_heads(
             return None
         for slot, edge in enumerate(node.next_functions):
             if edge in ends:
-                lasts.setdefault(node, []).append((slot, edge))
-    edges: dict[Edge, None] = {(feature.grad_fn, feature.output_nr): None for feature in features}  # type: ignore[misc]
-    own = [leaf for leaves in scope.private for leaf in leaves]
-    if not lasts or any(leaf in scope.below for leaf in own) or not _are_apart(losses, scope, walk, edges):
+                lasts.setdefault(node, []).append((slot, edge))  # type: ignore[arg-type] - of a feature, so it has a node
+    roots = [loss_edge(loss) for loss in losses]
+    if (
+        not lasts
+        or any(root.node in walk.trunk for root in roots)
+        or any(own & scope.below for own in map(set, scope.private))
+    ):
         return None
+    edges: dict[Edge, None] = {(feature.grad_fn, feature.output_nr): None for feature in features}  # type: ignore[misc]
     return _at_once(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
 
 
