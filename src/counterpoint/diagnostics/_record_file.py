@@ -1,8 +1,10 @@
 """Records on disk: one compressed file of arrays."""
 
 import dataclasses
+import io
 import json
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,11 +16,16 @@ from counterpoint.errors import FileError
 
 _FORMAT = 1
 _PLAIN = ("tasks", "layers", "sizes", "thresholds", "exact")
+# what numpy, zipfile and json raise about bytes that somebody else wrote
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, OverflowError, RuntimeError),
+    *(SyntaxError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 Record = TypeVar("Record")
 
 
-def write_record(path: str | Path, record: Any) -> None:  # noqa: ANN401 - the class reads and writes itself with this
+def write_record(path: str | Path, record: Any) -> None:
     """Write a frozen dataclass of arrays and plain data, under another name first.
 
     Raises:
@@ -46,7 +53,7 @@ def read_record(path: str | Path, kind: type[Record]) -> Record:
         FileError: If the file is not there, or is damaged, or is no record.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             content = dict(file)
         plain = json.loads(str(content.pop("header")))
         if plain.pop("format") != _FORMAT:
@@ -57,12 +64,12 @@ def read_record(path: str | Path, kind: type[Record]) -> Record:
         _check_shapes(record)
     except FileNotFoundError as error:
         raise FileError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise FileError(f"{path}: damaged, or not a record of conflicts ({error})") from error
     return record
 
 
-def _check_shapes(record: Any) -> None:  # noqa: ANN401
+def _check_shapes(record: Any) -> None:
     """Raise ``ValueError`` if an array does not have the shape that tasks, layers and steps say."""
     entries, layers, tasks = len(record.steps), len(record.layers), len(record.tasks)
     pairs = tasks * (tasks - 1) // 2

@@ -33,10 +33,10 @@ class ConflictMonitor:
         tasks: Names of the tasks.
         num_tasks: Number of tasks K, if they have no names.
         every: Measure at the first call of ``observe`` and then at every so-many-th.
-        thresholds: Values S for which conflicts (cosines strictly below S) are counted. With ``keep_cosines`` any can be
-            asked for later.
-        keep_cosines: Keep every cosine, 4 bytes per measurement, layer and pair of tasks. Otherwise means and counts over
-            time, in at most 128 bins.
+        thresholds: Values S for which conflicts (cosines strictly below S) are counted. With ``keep_cosines`` any can
+            be asked for later.
+        keep_cosines: Keep every cosine, 4 bytes per measurement, layer and pair of tasks. Otherwise means and counts
+            over time, in at most 128 bins.
 
     Raises:
         OptionError: If an option is outside its range, or the module has no parameters.
@@ -83,14 +83,12 @@ class ConflictMonitor:
         num_pairs = self.num_tasks * (self.num_tasks - 1) // 2
         self._histogram = np.zeros((num_pairs, len(GRID)), dtype=np.int64)
 
-    def observe(
-        self, losses: Losses, *, step: int | None = None, scaler: torch.amp.GradScaler | None = None
-    ) -> bool:
+    def observe(self, losses: Losses, *, step: int | None = None, scaler: torch.amp.GradScaler | None = None) -> bool:
         """Measure, if it is time to; keeps the graph and writes nothing to ``.grad``.
 
         Args:
-            losses: As for a balancer's ``backward``: a mapping from task name, a sequence, or a 1-D tensor with a graph;
-                ``None``, or a missing name, is an absent task.
+            losses: As for a balancer's ``backward``: a mapping from task name, a sequence, or a 1-D tensor with a
+                graph; ``None``, or a missing name, is an absent task.
             step: Number of the step, for the record; default the number of calls before this one.
             scaler: Gradient scaler of mixed precision: the losses are scaled during the backward passes.
 
@@ -132,10 +130,14 @@ class ConflictMonitor:
     def _sums(self, cosines: np.ndarray, norms: np.ndarray, rank: np.ndarray) -> dict[str, np.ndarray]:
         if self.keep_cosines:
             return {"cosines": cosines, "norms": norms.astype(np.float32), "rank": rank}
-        found = {f"num_{name}": (~np.isnan(value)).astype(np.int32) for name, value in
-                 (("cosines", cosines), ("norms", norms), ("rank", rank))}
-        below = np.stack([cosines[:-1] < np.float32(value) for value in self.thresholds]) if self.thresholds else (
-            np.zeros((0, *cosines[:-1].shape))
+        found = {
+            f"num_{name}": (~np.isnan(value)).astype(np.int32)
+            for name, value in (("cosines", cosines), ("norms", norms), ("rank", rank))
+        }
+        below = (
+            np.stack([cosines[:-1] < np.float32(value) for value in self.thresholds])
+            if self.thresholds
+            else (np.zeros((0, *cosines[:-1].shape)))
         )
         return {
             "cosines": np.nan_to_num(cosines.astype(np.float64)),
@@ -202,4 +204,3 @@ def _mean(sums: dict[str, np.ndarray], name: str) -> np.ndarray:
     if number is None:
         return total.astype(np.float32)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(np.float32)
-

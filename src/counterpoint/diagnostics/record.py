@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -198,7 +197,7 @@ class ConflictRecord:
         write_record(path, self)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "ConflictRecord":
         """Read a record that was saved.
 
         Raises:

@@ -8,9 +8,9 @@ from torch import Tensor
 def effective_rank(gram: Float[Tensor, "K K"]) -> float:
     """Return the effective rank ``exp(-sum p_i log p_i)`` of the matrix of task gradients, ``p_i = s_i / sum s``.
 
-    The s_i are the singular values of the K x P matrix of gradients, the roots of the eigenvalues of ``gram``. 1 if all
-    gradients lie on one line, K if they are orthogonal and equally long. It depends on the lengths: one gradient that is
-    far longer than the others brings it close to 1.
+    The s_i are the singular values of the K x P matrix of gradients, the roots of the eigenvalues of ``gram``. 1 if
+    all gradients lie on one line, K if they are orthogonal and equally long. It depends on the lengths: one gradient
+    that is far longer than the others brings it close to 1.
 
     Args:
         gram: Inner products of the task gradients; absent tasks are left out. NaN if all gradients are zero.
