@@ -87,8 +87,8 @@ def check(losses, scale=1.0):
 def test_equal_to_the_rows(name, scale, monkeypatch):
     torch.manual_seed(0)
     parts = []
-    inside = low_memory._stretches
-    monkeypatch.setattr(low_memory, "_stretches", lambda *args: parts.append(inside(*args)) or parts[0])
+    inside = low_memory.find_stretches
+    monkeypatch.setattr(low_memory, "find_stretches", lambda *args: parts.append(inside(*args)) or parts[0])
     build, least = TRUNKS[name]
     check(losses_of(build().double()(dense(5, 6))), scale)
     assert sum(bool(part.layers or part.rest) for part in parts[0]) >= least

@@ -1,4 +1,4 @@
-"""Diagnostics: pure measures of conflict on small matrices."""
+"""Diagnostics: pure measures of conflict on small matrices, and the monitor that measures it in every layer."""
 
 from counterpoint.diagnostics.compliance import UpdateCompliance as UpdateCompliance
 from counterpoint.diagnostics.compliance import update_compliance as update_compliance
@@ -14,3 +14,10 @@ from counterpoint.diagnostics.conflict import pairwise_cosines as pairwise_cosin
 from counterpoint.diagnostics.conflict import sign_purity as sign_purity
 from counterpoint.diagnostics.conflict import stationarity_gap as stationarity_gap
 from counterpoint.diagnostics.conflict import update_cosines as update_cosines
+from counterpoint.diagnostics.monitor import ConflictMonitor as ConflictMonitor
+from counterpoint.diagnostics.record import DENSE_EDGES as DENSE_EDGES
+from counterpoint.diagnostics.record import MNIST_EDGES as MNIST_EDGES
+from counterpoint.diagnostics.record import ConflictRecord as ConflictRecord
+from counterpoint.diagnostics.record import reduced_mass as reduced_mass
+from counterpoint.diagnostics.record import reduction as reduction
+from counterpoint.diagnostics.spectrum import effective_rank as effective_rank

@@ -57,7 +57,7 @@ class LowMemoryGradients(ByLeaf):
 
 
 @dataclasses.dataclass
-class _Stretch:
+class Stretch:
     """A part of the network between two places that every path passes.
 
     Attributes:
@@ -73,6 +73,23 @@ class _Stretch:
     layers: list[Layer]
     rest: list[Tensor]
     lasts: dict[Node, Sequence[tuple[int, Edge]]]
+
+
+@dataclasses.dataclass
+class Block:
+    """What the Gram matrix of one part of the network is made from.
+
+    Attributes:
+        layers: Its layers.
+        outputs: For each of them the output gradients of all tasks, (K, *output shape).
+        rest: The other leaves.
+        rows: Their gradients, (K, R).
+    """
+
+    layers: list[Layer]
+    outputs: list[Tensor]
+    rest: list[Tensor]
+    rows: Tensor
 
 
 def low_memory_gradients(
@@ -101,28 +118,26 @@ def low_memory_gradients(
     balanced = set(scope.shared)
     if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
         return None
-    layers = [layer for layer in find_layers(scope.shared, walk) if _width(layer.edge) <= layer.weight.numel()]
+    layers = [layer for layer in find_layers(scope.shared, walk) if width(layer.edge) <= layer.weight.numel()]
     edges, lasts = find_frontier(losses, walk)
-    parts = _stretches(common, walk, layers, scope.shared, list(edges))
+    parts = find_stretches(common, walk, layers, scope.shared, list(edges))
     if not parts:
         return None
     seeds, private = differentiate_heads(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
     products = torch.zeros(len(losses), len(losses), dtype=torch.float64)
     for part in parts:
-        products += _pass(part, seeds, len(losses))
+        block = pass_stretch(part, seeds, len(losses))
+        products += linalg.gram(block.rows).to(products)
+        for layer, outputs in zip(block.layers, block.outputs, strict=True):
+            products += layer_gram(layer, outputs).to(products)
     return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, losses, retain_graph)
 
 
-def _pass(part: _Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Tensor:
-    """Take all tasks through one stretch; replaces the gradients at its begin by those at its end.
-
-    Returns:
-        The part of the Gram matrix that belongs to its leaves.
-    """
+def pass_stretch(part: Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Block:
+    """Take all tasks through one stretch; replaces the gradients at its begin by those at its end."""
     entering = {edge: seeds.pop(edge) for edge in part.begin if edge in seeds}
-    total = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
     if not entering:
-        return total
+        return Block([], [], [], torch.zeros(num_tasks, 0))
     edges = [GradientEdge(*edge) for edge in entering]
     inputs = [*part.rest, *([] if part.end is None else [GradientEdge(*part.end)])]
     rows = empty_rows(num_tasks, part.rest, None)
@@ -140,12 +155,12 @@ def _pass(part: _Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Tensor:
             leaving = _put(leaving, arrived.get(part.end) if part.end else None, task, num_tasks)
     if part.end is not None and leaving is not None:
         seeds[part.end] = leaving if part.end not in seeds else seeds[part.end] + leaving
-    total += linalg.gram(rows).to(total)
-    for layer, whole in zip(part.layers, outputs, strict=True):
-        d = entering.get(_key(layer.edge)) if whole is None else whole
-        if d is not None:
-            total += _layer_gram(layer, d).to(total)
-    return total
+    wholes = [
+        entering.get(_key(layer.edge)) if whole is None else whole
+        for layer, whole in zip(part.layers, outputs, strict=True)
+    ]
+    reached = [(layer, d) for layer, d in zip(part.layers, wholes, strict=True) if d is not None]
+    return Block([layer for layer, _ in reached], [d for _, d in reached], part.rest, rows)
 
 
 def _is_row(gradient: Tensor | None, entering: Tensor | None, task: int) -> bool:
@@ -163,7 +178,7 @@ def _put(whole: Tensor | None, gradient: Tensor | None, task: int, num_tasks: in
     return whole
 
 
-def _layer_gram(layer: Layer, outputs: Tensor) -> Tensor:
+def layer_gram(layer: Layer, outputs: Tensor) -> Tensor:
     """Return the part of one layer, in float64 if float32 does not reach."""
     for exact in (False, True):
         products = torch.stack([layer.gram(piece, exact=exact) for piece in layer.pieces(outputs)]).sum(dim=0)
@@ -176,9 +191,9 @@ def _key(edge: GradientEdge) -> Edge:
     return edge.node, edge.output_nr
 
 
-def _stretches(
+def find_stretches(
     common: set[Node], walk: Walk, layers: Sequence[Layer], leaves: Sequence[Tensor], begin: Sequence[Edge]
-) -> list[_Stretch]:
+) -> list[Stretch]:
     """Cut what several tasks reach into stretches, at every place where all paths meet in one edge.
 
     Returns:
@@ -192,13 +207,13 @@ def _stretches(
     uses = {walk.leaves[node]: _uses(node, walk, position) for node in walk.leaves if node in common}
     taken = {leaf for layer in layers for leaf in layer.leaves}
     rest = [(min(uses[leaf]), leaf) for leaf in leaves if leaf not in taken]
-    sizes = [(position[layer.edge.node], _width(layer.edge)) for layer in layers]
+    sizes = [(position[layer.edge.node], width(layer.edge)) for layer in layers]
     sizes += [(at, leaf.numel()) for at, leaf in rest]
     places = _worthwhile(_meetings(order, position, uses.values(), begin), position, sizes)
     starts = [0, *(position[node] for node, _ in places)]
-    parts = [_Stretch([], end, [], [], {}) for end in [*places, None]]
+    parts = [Stretch([], end, [], [], {}) for end in [*places, None]]
 
-    def part(at: int) -> _Stretch:
+    def part(at: int) -> Stretch:
         return parts[bisect.bisect_right(starts, at) - 1]
 
     for edge in dict.fromkeys([*begin, *places]):
@@ -215,7 +230,7 @@ def _stretches(
     return parts
 
 
-def _width(edge: GradientEdge | Edge) -> int:
+def width(edge: GradientEdge | Edge) -> int:
     """Return the number of elements of the gradient at an edge."""
     return math.prod(edge[0]._input_metadata[edge[1]].shape)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -226,7 +241,7 @@ def _worthwhile(places: Sequence[Edge], position: Mapping[Node, int], sizes: Seq
     below = len(position)
     for place in reversed(places):
         at = position[place[0]]
-        if sum(size for use, size in sizes if at <= use < below) >= _width(place):
+        if sum(size for use, size in sizes if at <= use < below) >= width(place):
             kept.append(place)
             below = at
     return kept[::-1]

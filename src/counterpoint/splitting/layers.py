@@ -47,8 +47,21 @@ def find_layers(network: nn.Module) -> dict[str, Layer]:
         >>> {name: layer.num_parameters for name, layer in find_layers(network).items()}
         {'0': 40, '1': 8}
     """
-    seen: set[Tensor] = set()
     layers: dict[str, Layer] = {}
+    for name, module, owned, copies in _layers(network):
+        size = sum(parameter.numel() for parameter in owned) // copies
+        layers[name] = Layer(name, kind_of(module), size, copies)
+    return layers
+
+
+def layer_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each layer by name, all copies of a split layer included; a tied one stands once."""
+    return {name: owned for name, _, owned, _ in _layers(network)}
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Parameter], int]]:
+    """Yield name, module, own parameters and number of copies of each layer."""
+    seen: set[Tensor] = set()
     for name, module in own_modules(network):
         owned: list[nn.Parameter] = []
         copies = 1
@@ -59,9 +72,7 @@ def find_layers(network: nn.Module) -> dict[str, Layer]:
                 owned.append(tensor)
                 copies = max(copies, holder_copies)
         if owned:
-            size = sum(parameter.numel() for parameter in owned) // copies
-            layers[name] = Layer(name, kind_of(module), size, copies)
-    return layers
+            yield name, module, owned, copies
 
 
 def own_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,92 @@
+"""The Gram matrix of the task gradients of each layer apart, without ever holding all gradients of all tasks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from counterpoint import linalg
+from counterpoint.gradients.layers import Layer, find_layers
+from counterpoint.gradients.low_memory import Block, find_stretches, layer_gram, pass_stretch, width
+from counterpoint.gradients.passes import differentiate_heads, find_frontier, run_passes
+from counterpoint.gradients.scope import Scope, Walk, find_scope
+
+
+def group_grams(
+    losses: Sequence[Tensor], groups: Mapping[str, Sequence[Tensor]], *, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the inner products of the task gradients of each group of leaves; keeps the graph, writes nothing.
+
+    The network is passed in stretches, all tasks through one before any of them enters the next, as by
+    :func:`~counterpoint.gradients.low_memory.low_memory_gradients`. Of a layer that is understood the output gradients
+    of all tasks are kept while its stretch is passed, if they are smaller than its weight, and of everything else the
+    gradients. A network that no place divides (a U-Net, heads that use a shared weight themselves) is one stretch.
+
+    Args:
+        losses: One scalar per task, each with a graph.
+        groups: Name -> leaves, each leaf in one group only.
+        scale: Each loss is multiplied by this during the backward pass; the result does not have it in it.
+
+    Returns:
+        Name -> (K, K) in float64 on the CPU, of each group of which two tasks or more reach a leaf, in the order of
+        ``groups``; zero in the row and column of a task that does not reach it.
+    """
+    walk = Walk()
+    scope = find_scope(losses, walk=walk)
+    owner = {leaf: name for name, leaves in groups.items() for leaf in leaves}
+    wanted = [leaf for leaf in scope.shared if leaf in owner]
+    layers = [layer for layer in find_layers(wanted, walk) if _fits(layer, owner)]
+    num_tasks = len(losses)
+    totals = {owner[leaf]: torch.zeros(num_tasks, num_tasks, dtype=torch.float64) for leaf in wanted}
+    for block in _blocks(losses, scope, walk, layers, wanted, scale):
+        for layer, outputs in zip(block.layers, block.outputs, strict=True):
+            totals[owner[layer.weight]] += _layer_part(layer, outputs).cpu()
+        start = 0
+        for leaf in block.rest:
+            stop = start + leaf.numel() * (2 if leaf.is_complex() else 1)
+            totals[owner[leaf]] += linalg.gram(block.rows[:, start:stop]).cpu()
+            start = stop
+    return {name: totals[name] / scale / scale for name in groups if name in totals}
+
+
+def _fits(layer: Layer, owner: Mapping[Tensor, str]) -> bool:
+    """Return whether to keep the output gradients of a layer: they are small, and its leaves are in one group."""
+    return width(layer.edge) <= layer.weight.numel() and len({owner.get(leaf) for leaf in layer.leaves}) == 1
+
+
+def _blocks(
+    losses: Sequence[Tensor],
+    scope: Scope,
+    walk: Walk,
+    layers: Sequence[Layer],
+    wanted: Sequence[Tensor],
+    scale: float,
+) -> Iterator[Block]:
+    """Yield the stretches of the network one after another, or all of it at once if it cannot be divided."""
+    if not wanted:
+        return
+    edges, lasts = find_frontier(losses, walk)
+    common = {node for node, mask in walk.masks.items() if mask & (mask - 1)}
+    balanced = set(scope.shared)
+    dividable = all((node in common) == (leaf in balanced) for node, leaf in walk.leaves.items())
+    parts = find_stretches(common, walk, layers, wanted, list(edges)) if dividable else []
+    own = Scope(tuple(wanted), ((),) * len(losses))  # what only one task reaches is not differentiated
+    if parts:
+        seeds, _ = differentiate_heads(losses, own, edges, lasts, scale=scale, retain_graph=True)
+        for part in parts:
+            yield pass_stretch(part, seeds, len(losses))
+        return
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    rest = [leaf for leaf in wanted if leaf not in taken]
+    found = run_passes(losses, own, walk, layers, rest, scale=scale, retain_graph=True, workspace=None)
+    reached = [(layer, d) for layer, d in zip(layers, found.outputs, strict=True) if d is not None]
+    yield Block([layer for layer, _ in reached], [d for _, d in reached], rest, found.rows)
+
+
+def _layer_part(layer: Layer, outputs: Tensor) -> Tensor:
+    """Return the Gram matrix of a layer by what costs less: from products, or from gradients formed for it alone."""
+    if layer.pays(len(outputs)):
+        return layer_gram(layer, outputs)
+    dtype = torch.promote_types(torch.float32, outputs.dtype)
+    rows = [torch.cat([piece.flatten() for piece in layer.gradients(output.to(dtype))]) for output in outputs]
+    return linalg.gram(torch.stack(rows))
