@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from counterpoint import architectures, blocks, data, schedules
+from counterpoint import architectures, blocks, data, schedules, splitting
 from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
 from counterpoint.bench.method import build_balancer, check_balancer
-from counterpoint.bench.run_config import RunConfig, TrainingConfig, check_component
+from counterpoint.bench.run_config import RunConfig, SplitConfig, TrainingConfig, check_component
 from counterpoint.data import MultiTaskData
 from counterpoint.errors import OptionError
+from counterpoint.splitting import SplitPlan
 from counterpoint.tasks import Task
 from counterpoint.training import seed_everything
 from counterpoint.training.optimizers import build_optimizer, build_scheduler, rehearse
@@ -57,6 +58,13 @@ def check_run(config: RunConfig) -> None:
     check_component(schedules.SCHEDULES, config.schedule.name, config.schedule.options, where="--schedule.{} VALUE")
     check_choice("training: precision", config.training.precision, _PRECISIONS)
     check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
+    check_choice("split: init", config.split.init, ("same", "independent"))
+    check_choice("split: dropout", config.split.dropout, ("own", "same"))
+    if config.split.layers and config.training.level == "features":
+        raise OptionError(
+            "training: level 'features' balances the gradients where the heads begin, and after a split each task has "
+            "features of its own there; leave out --training.level, or use parameters"
+        )
     check_integer("training: threads", config.training.threads, low=0)
     check_seed(config.seed)
     config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step)
@@ -92,6 +100,8 @@ def build(config: RunConfig) -> Built:
     seed_everything(config.seed)
     with fabric.init_module():
         model = _model(config, dataset, tasks)
+        if len(tasks) > 1:
+            split_model(model, config.split, len(tasks))
     names = [task.name for task in tasks]
     balancer = build_balancer(config.balancer, names)
     optimizer_config = config.optimizer
@@ -100,6 +110,28 @@ def build(config: RunConfig) -> Built:
     scheduler = build_scheduler(config.scheduler.name, config.scheduler.options, optimizer)
     schedule = schedules.create(config.schedule.name, tasks=names, **config.schedule.options)
     return Built(dataset, tasks, model, balancer, optimizer, scheduler, schedule, fabric)
+
+
+def split_model(model: torch.nn.Module, split: SplitConfig, num_tasks: int) -> None:
+    """Give each task its own copy of some layers, in place.
+
+    Raises:
+        UnknownNameError: If there is no such layer.
+        OptionError: If the plan is of another network, or the heads cannot be found.
+    """
+    if not split.layers:
+        return
+    layers = SplitPlan(split.layers, split.sizes, split.rule) if split.sizes else list(split.layers)
+    if not hasattr(model, "heads"):
+        raise OptionError(f"split: {type(model).__name__} has no container 'heads', so its heads cannot be found")
+    splitting.split(
+        model,
+        layers,
+        num_tasks,
+        init=split.init,  # type: ignore[arg-type] - checked
+        dropout=split.dropout,  # type: ignore[arg-type] - checked
+        heads="heads",
+    )
 
 
 def _fabric(training: TrainingConfig) -> Fabric:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from counterpoint.errors import FileError, OptionError
 from counterpoint.registry import Registry, closest, nearest
+from counterpoint.splitting import SplitPlan
 from counterpoint.training import FitOptions
 from counterpoint.training.run_folder import read_yaml
 
@@ -167,6 +168,27 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """Layers of which every task gets its own copy.
+
+    Attributes:
+        layers: Their names, as in ``counterpoint.splitting.find_layers``; none splits nothing.
+        plan: File of a plan. Its layers and sizes are taken over at once, so that a run's own configuration is whole.
+        init: ``"same"`` or ``"independent"``, as in :func:`counterpoint.splitting.split`.
+        dropout: ``"own"`` or ``"same"``.
+        sizes: Number of parameters of each layer of the network that the plan was made for, to be checked.
+        rule: How the layers were chosen, as text.
+    """
+
+    layers: tuple[str, ...] = ()
+    plan: str | None = None
+    init: str = "same"
+    dropout: str = "own"
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    rule: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -178,6 +200,7 @@ class RunConfig:
         schedule: Which tasks are updated together.
         scheduler: Schedule of the learning rate.
         training: Length, measurements, device.
+        split: Layers of which every task gets its own copy.
         seed: Seed of initialization, sample order and everything random.
     """
 
@@ -188,11 +211,15 @@ class RunConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     scheduler: SchedulerConfig = dataclasses.field(default_factory=SchedulerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as it is written to YAML."""
-        return _plain(dataclasses.asdict(self))
+        """Return plain data, as it is written to YAML; without a split where nothing is split."""
+        content = _plain(dataclasses.asdict(self))
+        if self.split == SplitConfig():
+            del content["split"]
+        return content
 
 
 # Sections whose options may be written without ``options.``: ``balancer.c=0.2`` is ``balancer.options.c=0.2``.
@@ -223,9 +250,25 @@ def parse_run(content: Any, origin: str) -> RunConfig:
     parser.add_class_arguments(RunConfig, "run")
     try:
         parsed = parser.parse_object({"run": content})
-        return parser.instantiate(parsed).run
+        run = parser.instantiate(parsed).run
     except ArgumentError as error:
         raise OptionError(f"{origin}: {one_line(error)}") from error
+    return dataclasses.replace(run, split=_with_plan(run.split))
+
+
+def _with_plan(split: SplitConfig) -> SplitConfig:
+    """Return what a plan's file says in place of its name.
+
+    Raises:
+        OptionError: If layers are given as well.
+        FileError: If the file is not there or is no plan.
+    """
+    if split.plan is None:
+        return split
+    if split.layers:
+        raise OptionError("split: give a plan or layers, not both")
+    plan = SplitPlan.load(split.plan)
+    return dataclasses.replace(split, plan=None, layers=plan.layers, sizes=dict(plan.sizes), rule=plan.rule)
 
 
 def load_run(path: Path) -> RunConfig:
@@ -251,7 +294,7 @@ def override(config: RunConfig, changes: Sequence[tuple[str, str]]) -> RunConfig
     Raises:
         OptionError: If a path does not exist (with the nearest one) or a value has the wrong type.
     """
-    content = config.to_dict()
+    content = {**config.to_dict(), "split": _plain(dataclasses.asdict(config.split))}
     for path, text in sorted(changes, key=lambda change: change[0] not in _NAMES):  # names first, then their options
         try:
             value = yaml.safe_load(text)

@@ -11,6 +11,8 @@ from counterpoint._checks import check_integer, check_range
 from counterpoint._optional import require
 from counterpoint.errors import OptionError, ShapeError
 
+_RESNET_WIDTH = 64
+
 
 class Backbone(nn.Module, ABC):
     """A chain of stages.
@@ -156,28 +158,57 @@ class ResNet18(Backbone):
         input_shape: (channels, height, width) of one image.
         pretrained: Load torchvision's ImageNet weights (downloaded by torchvision on first use).
         small_images: A 3 x 3 stem with stride 1 and without pooling, as is usual for images of about 32 pixels.
+        width: Channels of the stem and the first group, 64 in the paper; every further group doubles it.
+
+    Raises:
+        OptionError: If pretrained weights are asked for at another width.
     """
 
     key = "resnet18"
     source = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385"
 
-    def __init__(self, input_shape: Sequence[int], *, pretrained: bool = False, small_images: bool = False) -> None:
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        *,
+        pretrained: bool = False,
+        small_images: bool = False,
+        width: int = _RESNET_WIDTH,
+    ) -> None:
         super().__init__()
         channels = self.parse_shape(input_shape)[0]
+        check_integer("ResNet18: width", width, low=1)
+        if pretrained and width != _RESNET_WIDTH:
+            raise OptionError(f"ResNet18: pretrained weights are of width {_RESNET_WIDTH}, got width={width}")
         models: Any = require("torchvision.models", extra="vision")
         net = models.resnet18(weights=models.ResNet18_Weights.IMAGENET1K_V1 if pretrained else None)
+        if width != _RESNET_WIDTH:
+            _narrow(net, width)
         if small_images:
-            net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+            net.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
             net.maxpool = nn.Identity()
-        elif channels != 3:
-            net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        elif channels != 3 or width != _RESNET_WIDTH:
+            net.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+        if small_images or channels != 3 or width != _RESNET_WIDTH:
             nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.stages = nn.ModuleList([stem, net.layer1, net.layer2, net.layer3, net.layer4])
-        self.channels = (64, 64, 128, 256, 512)
+        self.channels = (width, width, 2 * width, 4 * width, 8 * width)
 
     @classmethod
     def parse_shape(cls, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Check the shape of one input."""
         return _image_shape("ResNet18", input_shape)
+
+
+def _narrow(net: Any, width: int) -> None:
+    """Replace the groups of torchvision's ResNet-18, which has one width only, by narrower ones."""
+    block = type(net.layer1[0])
+    net.bn1 = nn.BatchNorm2d(width)
+    net.inplanes = width
+    for group, stride in enumerate((1, 2, 2, 2)):
+        layers = net._make_layer(block, width * 2**group, 2, stride=stride)  # torchvision makes its own groups with it
+        for module in layers.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        setattr(net, f"layer{group + 1}", layers)

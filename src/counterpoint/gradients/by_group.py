@@ -72,7 +72,7 @@ def _blocks(
     parts = find_stretches(common, walk, layers, wanted, list(edges)) if dividable else []
     own = Scope(tuple(wanted), ((),) * len(losses))  # what only one task reaches is not differentiated
     if parts:
-        seeds, _ = differentiate_heads(losses, own, edges, lasts, scale=scale, retain_graph=True)
+        seeds, _ = differentiate_heads(losses, own, walk, edges, lasts, scale=scale, retain_graph=True)
         for part in parts:
             yield pass_stretch(part, seeds, len(losses))
         return

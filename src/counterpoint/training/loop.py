@@ -1,6 +1,7 @@
 """The loop: epochs of updates, evaluation, records and checkpoints; a killed run goes on to the same numbers."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from counterpoint.training.step import sharing, transform_heads
 from counterpoint.training.visit import Parts, Visit
 
 _FORMAT = 2  # of checkpoints
+Observer = Callable[..., object]  # (losses by task, step=) -> whatever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ def fit(
     schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    observe: Observer | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
 
@@ -102,6 +105,9 @@ def fit(
         schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
+        observe: Called with the scalar losses of every batch by task and the number of the step, from 0, before the
+            first update on it; must keep their graph. What it takes is not counted as training time, and nothing of
+            it survives a killed run.
 
     Returns:
         The content of ``result.json``: nothing in it depends on a clock.
@@ -116,6 +122,7 @@ def fit(
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
+    loop.observe = observe
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -168,6 +175,7 @@ class _Loop:
         self.epoch = self.step = self.num_backward = self.resumed = 0
         self.train_seconds = 0.0
         self.best_score = float("-inf")
+        self.observe: Observer | None = None
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler | None) -> Any:
         loader = DataLoader(
@@ -246,7 +254,8 @@ class _Loop:
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
-        visit = Visit(self.parts, batch, others, monitor=monitor)
+        see = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
+        visit = Visit(self.parts, batch, others, monitor=monitor, observe=see)
         try:
             report = self.schedule.step(
                 visit.losses, self.raw_optimizer, self.balancer, model=self.raw_model, update=visit.update

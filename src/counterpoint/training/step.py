@@ -133,17 +133,24 @@ def conflict_gram(
     Of losses by instance it is that of their means, of cross losses that of each task's own. Writes nothing and keeps
     the graph; costs one backward pass a task.
     """
-    present = [index for index, name in enumerate(names) if losses[name] is not None]
-    found = [
-        loss[index] if form == "cross" else loss.mean()
-        for index, name in enumerate(names)
-        if (loss := losses[name]) is not None
-    ]
+    scalars = scalar_losses(losses, names, form)
+    present = [index for index, name in enumerate(names) if scalars[name] is not None]
+    found = [loss for loss in scalars.values() if loss is not None]
     gram = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
     if found:
         at = torch.tensor(present)
         gram[at[:, None], at[None, :]] = gradients.measure_gram(found, features=output.features).cpu()
     return gram
+
+
+def scalar_losses(
+    losses: Mapping[str, Tensor | None], names: Sequence[str], form: str = "task"
+) -> dict[str, Tensor | None]:
+    """Return one scalar a task: of losses by instance their mean, of cross losses each task's own."""
+    return {
+        name: None if (loss := losses[name]) is None else loss[index] if form == "cross" else loss.mean()
+        for index, name in enumerate(names)
+    }
 
 
 def sharing(model: nn.Module, balancer: Balancer) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from counterpoint.balancers import Balancer, BalancerReport, LookAhead
 from counterpoint.tasks import Task
 from counterpoint.training.replay import Replay
-from counterpoint.training.step import conflict_gram, forward, update
+from counterpoint.training.step import conflict_gram, forward, scalar_losses, update
 
 Losses = Mapping[str, Tensor | None]
 
@@ -50,14 +50,23 @@ class Visit:
         batch: What the steps are taken on.
         others: Further batches of the training split, for methods that read them.
         monitor: Measure the Gram matrix of all tasks before the first step.
+        observe: Called with the scalar losses of all tasks before the first step.
 
     Attributes:
         gram: What was measured, (K, K), NaN for absent tasks.
         seconds: What measuring took, where the balancer did not know it anyway.
     """
 
-    def __init__(self, parts: Parts, batch: Any, others: Sequence[Any], *, monitor: bool) -> None:
-        self.parts, self.batch, self.others, self.monitor = parts, batch, others, monitor
+    def __init__(
+        self,
+        parts: Parts,
+        batch: Any,
+        others: Sequence[Any],
+        *,
+        monitor: bool,
+        observe: Callable[[dict[str, Tensor | None]], object] | None = None,
+    ) -> None:
+        self.parts, self.batch, self.others, self.monitor, self.observe = parts, batch, others, monitor, observe
         self.gram: Tensor | None = None
         self.seconds = 0.0
         self._replay: Replay | None = None
@@ -82,6 +91,11 @@ class Visit:
         parts, balancer = self.parts, self.parts.balancer
         outside = {name for name, loss in self._losses.items() if loss is not None and losses[name] is None}
         known = balancer.reports_gram and parts.level != "features" and not outside and _any_of(losses)
+        if self.observe is not None:
+            begin = time.perf_counter()
+            self.observe(scalar_losses(self._losses, [task.name for task in parts.tasks], parts.balancer.loss_form))
+            self.observe = None
+            self.seconds += time.perf_counter() - begin
         monitor, self.monitor = self.monitor, False
         if monitor and not known:
             begin = time.perf_counter()

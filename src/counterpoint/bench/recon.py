@@ -1,0 +1,157 @@
+"""Recon: search for the layers in which tasks conflict, and choose which of them to split."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from counterpoint._checks import check_integer, check_range
+from counterpoint.bench.build import Built, build
+from counterpoint.bench.run_config import RunConfig, SplitConfig
+from counterpoint.bench.runner import run_one
+from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
+from counterpoint.errors import OptionError
+from counterpoint.splitting import SplitPlan, sizes
+from counterpoint.training.loop import Observer
+from counterpoint.training.run_folder import write_atomically
+
+RECORD = "record.npz"
+BYTES = 4  # of a parameter in float32
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which layers to take, by their scores; exactly one of the three.
+
+    Attributes:
+        layers: So many, highest score first.
+        share: The fewest that hold at least this share of all conflict, in [0, 1].
+        budget_mb: As many as the copies fit in, in megabytes (10^6 bytes) of float32.
+    """
+
+    layers: int | None = None
+    share: float | None = None
+    budget_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in dataclasses.asdict(self).items() if value is not None]
+        if len(given) != 1:
+            raise OptionError(f"choose layers by exactly one of layers, share, budget_mb; got {given or 'none'}")
+        if self.layers is not None:
+            check_integer("layers", self.layers, low=0)
+        if self.share is not None:
+            check_range("share", self.share, low=0.0, high=1.0)
+        if self.budget_mb is not None:
+            check_range("budget_mb", self.budget_mb, low=0.0, high_open=True)
+
+
+def record_run(
+    config: RunConfig, folder: Path, *, every: int = 1, on_epoch: OnEpoch | None = None, keep_cosines: bool = True
+) -> ConflictRecord:
+    """Train one run with a monitor of every layer, and return what it measured; a finished one is read again.
+
+    A run that was stopped begins anew, since what was measured does not survive it.
+
+    Args:
+        config: What to run.
+        folder: Folder of the run; ``record.npz`` is written to it.
+        every: Measure at every so-many-th step.
+        on_epoch: Called with the record of each epoch.
+        keep_cosines: Keep every cosine, so that any threshold can be asked for later.
+
+    Raises:
+        OptionError: If the run has fewer than two tasks.
+    """
+    path = folder / RECORD
+    monitors: list[ConflictMonitor] = []
+
+    def watch(built: Built) -> Observer:
+        if len(built.tasks) < 2:
+            raise OptionError(f"conflict is between tasks, and this run has {[task.name for task in built.tasks]} only")
+        names = [task.name for task in built.tasks]
+        monitors.append(ConflictMonitor(built.model, tasks=names, every=every, keep_cosines=keep_cosines))
+        return monitors[0].observe
+
+    if not path.exists() and folder.exists():
+        shutil.rmtree(folder)
+    run_one(config, folder, on_epoch, watch)
+    if monitors and not path.exists():
+        temporary = path.with_name(f"new-{RECORD}")
+        monitors[0].record().save(temporary)
+        temporary.replace(path)
+    return ConflictRecord.load(path)
+
+
+def search_config(config: RunConfig, share: float) -> RunConfig:
+    """Return the run of the search: the same, unsplit, for a share of the epochs, at least one.
+
+    The schedule of the learning rate is that of the whole run, of which the search sees the beginning.
+    """
+    check_range("search: share of training", share, low=0.0, low_open=True, high=1.0)
+    epochs = max(1, round(share * config.training.epochs))
+    training = dataclasses.replace(config.training, epochs=epochs, monitor_every=0)
+    return dataclasses.replace(config, training=training, split=SplitConfig())
+
+
+def choose(record: ConflictRecord, threshold: float, choice: Choice) -> SplitPlan:
+    """Return the plan that a record of the search gives.
+
+    Args:
+        record: What was measured.
+        threshold: S: cosines strictly below it count as conflict.
+        choice: How many layers to take.
+    """
+    scores = record.scores(threshold)
+    measured = {name: size for name, size in record.sizes.items() if name in scores}
+    if choice.layers is not None:
+        plan = SplitPlan.top_k(scores, measured, choice.layers)
+    elif choice.share is not None:
+        plan = SplitPlan.share(scores, measured, choice.share)
+    else:
+        assert choice.budget_mb is not None
+        plan = SplitPlan.budget(scores, measured, int(choice.budget_mb * 1e6 / BYTES), len(record.tasks))
+    return dataclasses.replace(plan, rule=f"{plan.rule} of conflicts below {threshold:g}", sizes=dict(record.sizes))
+
+
+def random_plans(plan: SplitPlan, seed: int) -> dict[str, SplitPlan]:
+    """Return the paper's baselines: random layers, as many (``rsl``) or of about as many parameters (``rsp``).
+
+    They are drawn from the layers that were measured in the search, so from those that several tasks share.
+    """
+    shared = {name: plan.sizes[name] for name in plan.scores}
+    found = {
+        "rsl": SplitPlan.random_layers(shared, len(plan.layers), seed=seed),
+        "rsp": SplitPlan.random_parameters(shared, plan.num_parameters, seed=seed),
+    }
+    return {name: dataclasses.replace(own, sizes=dict(plan.sizes)) for name, own in found.items()}
+
+
+def end_plans(plan: SplitPlan) -> dict[str, SplitPlan]:
+    """Return the first and the last layers of the network, as many as the plan has."""
+    shared = {name: plan.sizes[name] for name in plan.scores}
+    found = {
+        "first": SplitPlan.first(shared, len(plan.layers)),
+        "last": SplitPlan.last(shared, len(plan.layers)),
+    }
+    return {name: dataclasses.replace(own, sizes=dict(plan.sizes)) for name, own in found.items()}
+
+
+def split_config(plan: SplitPlan, *, init: str = "same") -> SplitConfig:
+    """Return the section of a run that splits by a plan."""
+    return SplitConfig(layers=plan.layers, init=init, sizes=dict(plan.sizes), rule=plan.rule)
+
+
+def network_sizes(config: RunConfig) -> dict[str, int]:
+    """Return the number of parameters of each layer of a run's network, before it is split."""
+    return dict(sizes(build(dataclasses.replace(config, split=SplitConfig())).model))
+
+
+def save_plan(plan: SplitPlan, path: Path) -> None:
+    """Write a plan in one go."""
+    temporary = path.with_name(f"new-{path.name}")
+    plan.save(temporary)
+    write_atomically(path, temporary.read_bytes())
+    temporary.unlink()
