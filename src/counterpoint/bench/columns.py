@@ -8,6 +8,7 @@ from counterpoint.bench.readings import READINGS, SINGLE_TASK, get_reading, rela
 from counterpoint.bench.results import Comparison, MethodRow, Reading, Spread, TaskInfo
 
 COST = "Cost"
+CONFLICT = "Conflict"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,46 @@ def cost_columns(comparison: Comparison) -> list[Column]:
     ]
 
 
+def split_columns(comparison: Comparison) -> list[Column]:
+    """Return the columns on size and conflict, if networks are split."""
+    if not comparison.config.get("splits"):
+        return []
+    return [
+        Column(
+            COST,
+            "Size",
+            "Parameters of the network in float32, the copies of split layers included; summed over tasks for "
+            "single-task networks.",
+            lambda row, _reading: _scaled(row.num_parameters, 4e-6),
+            "MB",
+            higher_is_better=False,
+            max_decimals=2,
+        ),
+        Column(
+            CONFLICT,
+            "Severe",
+            "Share of the measured cosines between task gradients, of all that is still shared, below -0.01.",
+            lambda row, _reading: _scaled(row.severe, 100),
+            "%",
+            max_decimals=1,
+        ),
+        Column(
+            CONFLICT,
+            "Reduced",
+            "1 - severe / severe of equal weighting on the network that is not split, with the same seed.",
+            lambda row, _reading: _scaled(row.reduced, 100),
+            "%",
+            signed=True,
+            max_decimals=1,
+        ),
+    ]
+
+
+def _scaled(spread: Spread, factor: float) -> Spread:
+    return Spread(tuple(factor * value for value in spread.values))
+
+
 def all_columns(comparison: Comparison) -> list[Column]:
     """Return the columns of the full table, in order."""
     metrics = [column for task in comparison.tasks for column in metric_columns(task)]
-    return [*summary_columns(), *metrics, *cost_columns(comparison)]
+    return [*summary_columns(), *metrics, *cost_columns(comparison), *split_columns(comparison)]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,24 @@ import yaml
 from counterpoint.bench.build import build, check_run
 from counterpoint.bench.method import build_balancer, canonical_name, check_balancer
 from counterpoint.bench.results import TaskInfo
-from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, one_line, parse_run
+from counterpoint.bench.run_config import (
+    BalancerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SplitConfig,
+    one_line,
+    parse_run,
+    plain,
+)
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
 from counterpoint.training.run_folder import first_difference, read_yaml, write_atomically
 from counterpoint.training.seed import check_seed
 
+Splits = Mapping[str, Mapping[int, SplitConfig]]
+
+_SPLIT_NAME = r"[\w.-]+"
 SINGLE_TASK = "single_task"
 BASELINES = ("equal", "rlw")  # in every comparison, beside the single-task networks
 COMPARE = "compare.yaml"
@@ -31,19 +42,42 @@ class CompareConfig:
         run: Configuration that all runs have in common; its balancer, tasks and seed are replaced.
         methods: Keys of balancers, with options as in ``"cagrad(c=0.2)"``; the baselines are always there.
         seeds: Seeds of every method.
+        splits: Name -> seed -> layers that are split. A method with such a name in brackets, ``"pcgrad [recon]"``, is
+            trained on the split network.
     """
 
     run: RunConfig
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    splits: Splits = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as it is written to ``compare.yaml``."""
-        return {"methods": list(self.methods), "seeds": list(self.seeds), "run": self.run.to_dict()}
+        content = {"methods": list(self.methods), "seeds": list(self.seeds), "run": self.run.to_dict()}
+        if self.splits:
+            content["splits"] = {
+                name: {seed: plain(dataclasses.asdict(split)) for seed, split in by_seed.items()}
+                for name, by_seed in self.splits.items()
+            }
+        return content
+
+    def of(self, method: str, seed: int) -> RunConfig:
+        """Return what one method runs with one seed."""
+        name, split = part_method(method)
+        config = dataclasses.replace(self.run, seed=seed, balancer=parse_method(name))
+        return config if split is None else dataclasses.replace(config, split=self.splits[split][seed])
 
 
-def make_config(run: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> CompareConfig:
+def make_config(
+    run: RunConfig, methods: Sequence[str], seeds: Sequence[int], splits: Splits | None = None
+) -> CompareConfig:
     """Check methods and seeds and put the baselines first.
+
+    Args:
+        run: What all runs have in common.
+        methods: Keys of balancers, with options perhaps.
+        seeds: Seeds of every method.
+        splits: Name -> seed -> layers to split: every method is run on each split network as well.
 
     Raises:
         OptionError: If a method or one of its options does not exist, or a seed is given twice.
@@ -54,7 +88,17 @@ def make_config(run: RunConfig, methods: Sequence[str], seeds: Sequence[int]) ->
         check_seed(seed)
     canonical = [method_name(parse_method(method)) for method in methods]
     ordered = dict.fromkeys([*BASELINES, *canonical])
-    return CompareConfig(run, tuple(ordered), tuple(seeds))
+    for name in splits or {}:
+        if not re.fullmatch(_SPLIT_NAME, name):
+            raise OptionError(f"split {name!r}: a name is of letters, digits, '.', '_' and '-'")
+        ordered |= dict.fromkeys(f"{method} [{name}]" for method in dict.fromkeys(["equal", *canonical]))
+    return CompareConfig(run, tuple(ordered), tuple(seeds), dict(splits or {}))
+
+
+def part_method(method: str) -> tuple[str, str | None]:
+    """Return the balancer of a method and the name of the split in brackets behind it, if there is one."""
+    match = re.fullmatch(rf"(.*\S)\s+\[({_SPLIT_NAME})\]\s*", method)
+    return (method, None) if match is None else (match[1], match[2])
 
 
 def parse_method(text: str) -> BalancerConfig:
@@ -63,9 +107,12 @@ def parse_method(text: str) -> BalancerConfig:
     ``"uncertainty+pcgrad"`` is a chain, ``"uncertainty+pcgrad(pcgrad={reduction: mean})"`` one with options, and
     ``wrap={every: 4}`` among the options wraps the balancer.
 
+    A split in brackets behind it is left out; see :func:`part_method`.
+
     Raises:
         OptionError: If it is not of that form, or an option does not exist.
     """
+    text, _ = part_method(text)
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
     if match is None:
         raise OptionError(f"method {text!r} is not of the form name or name(option=value, ...)")
@@ -107,22 +154,26 @@ def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
         raise OptionError(f"a comparison needs at least two tasks, got {[task.name for task in tasks]}")
     for method in config.methods:
         build_balancer(parse_method(method), [task.name for task in tasks])
+    for name in config.splits:
+        for seed in config.seeds:
+            build(config.of(f"equal [{name}]", seed))
     return tasks
 
 
 def make_jobs(config: CompareConfig, folder: Path, tasks: Sequence[str]) -> list[Job]:
     """Return all runs of a comparison, seed by seed."""
-    methods = {method: parse_method(method) for method in config.methods}
     jobs: list[Job] = []
     for seed in config.seeds:
         base = dataclasses.replace(config.run, seed=seed)
         for task in tasks:
             data = dataclasses.replace(base.data, tasks=(task,))
-            only = dataclasses.replace(base, data=data, balancer=BalancerConfig(), schedule=ScheduleConfig())
+            only = dataclasses.replace(
+                base, data=data, balancer=BalancerConfig(), schedule=ScheduleConfig(), split=SplitConfig()
+            )
             jobs.append(Job(SINGLE_TASK, task, only, folder / "runs" / f"{SINGLE_TASK}-{task}" / f"seed{seed}"))
-        for method, balancer in methods.items():
+        for method in config.methods:
             path = folder / "runs" / _folder_name(method) / f"seed{seed}"
-            jobs.append(Job(method, None, dataclasses.replace(base, balancer=balancer), path))
+            jobs.append(Job(method, None, config.of(method, seed), path))
     return jobs
 
 
@@ -159,13 +210,17 @@ def load_compare(folder: Path) -> tuple[CompareConfig, tuple[TaskInfo, ...]]:
     if not path.exists():
         raise FileError(f"{folder}: no comparison there ({COMPARE} is missing); make one with: counterpoint compare")
     content = read_yaml(path)
-    if not isinstance(content, dict) or set(content) != {"methods", "seeds", "run", "tasks"}:
+    if not isinstance(content, dict) or set(content) - {"splits"} != {"methods", "seeds", "run", "tasks"}:
         raise FileError(f"{path}: must have methods, seeds, run and tasks; delete it and run the comparison again")
     run = parse_run(content["run"], str(path))
     try:
-        config = CompareConfig(run, tuple(content["methods"]), tuple(content["seeds"]))
+        splits = {
+            name: {int(seed): parse_run({"split": split}, str(path)).split for seed, split in by_seed.items()}
+            for name, by_seed in content.get("splits", {}).items()
+        }
+        config = CompareConfig(run, tuple(content["methods"]), tuple(content["seeds"]), splits)
         return config, tuple(TaskInfo(**task) for task in content["tasks"])
-    except TypeError as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise FileError(f"{path}: damaged ({error}); delete it and run the comparison again") from error
 
 

@@ -9,6 +9,7 @@ from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, lo
 from counterpoint.bench.method import what_it_reads
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
+from counterpoint.diagnostics.record import reduced_mass
 from counterpoint.errors import FileError
 from counterpoint.metrics import delta_m, mean_rank
 from counterpoint.training.run_folder import (
@@ -26,6 +27,7 @@ from counterpoint.training.run_folder import (
 from counterpoint.training.selection import describe_rule, select
 
 Metrics = dict[str, dict[str, float]]
+SEVERE = -0.01  # below this a conflict is severe, in Recon's paper on Multi-Fashion+MNIST
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -43,8 +45,9 @@ def read_comparison(folder: Path) -> Comparison:
     rows = _Table(config, tasks, runs).rows()
     machine = next((job.path / ENVIRONMENT for job in jobs if (job.path / ENVIRONMENT).exists()), None)
     training = config.run.training
+    what = "methods" if config.splits else "balancers"
     return Comparison(
-        title=f"{len(config.methods)} balancers on {config.run.data.name}, {len(config.seeds)} seeds",
+        title=f"{len(config.methods)} {what} on {config.run.data.name}, {len(config.seeds)} seeds",
         tasks=tasks,
         seeds=config.seeds,
         selection=describe_rule(training.selection, training.selection_k),
@@ -128,6 +131,14 @@ class _Table:
             train_seconds=over_seeds(lambda run: run.timing["train_seconds"]),
             peak_memory_mb=Spread(tuple(self._largest_memory(method, seed) for seed in self.seeds)),
             num_backward=over_seeds(lambda run: run.result["num_backward"]),
+            num_parameters=over_seeds(lambda run: run.result["num_parameters"]),
+            severe=self._severe(method),
+            reduced=Spread(
+                tuple(
+                    reduced_mass(own, base)
+                    for own, base in zip(self._severe(method).values, self._severe("equal").values, strict=True)
+                )
+            ),
             errors={run.seed: run.error for run in wanted if run.error is not None},
         )
 
@@ -138,6 +149,15 @@ class _Table:
     def _sum_over_tasks(self, method: str, seed: int, value: Callable[[RunRecord], float]) -> float:
         runs = self._runs_of(method, seed)
         return sum(value(run) for run in runs) if all(run.status == "done" for run in runs) else math.nan
+
+    def _severe(self, method: str) -> Spread:
+        """Return the share of severe conflict in what was measured; NaN where nothing was."""
+        shares: list[float] = []
+        for seed in self.seeds:
+            records = [] if method == SINGLE_TASK else self.runs[method, None, seed].conflicts
+            cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine is not None]
+            shares.append(sum(cosine < SEVERE for cosine in cosines) / len(cosines) if cosines else math.nan)
+        return Spread(tuple(shares))
 
     def _largest_memory(self, method: str, seed: int) -> float:
         runs = self._runs_of(method, seed)

@@ -116,27 +116,49 @@ def choose(record: ConflictRecord, threshold: float, choice: Choice) -> SplitPla
     return dataclasses.replace(plan, rule=f"{plan.rule} of conflicts below {threshold:g}", sizes=dict(record.sizes))
 
 
-def random_plans(plan: SplitPlan, seed: int) -> dict[str, SplitPlan]:
-    """Return the paper's baselines: random layers, as many (``rsl``) or of about as many parameters (``rsp``).
+def other_plan(plan: SplitPlan, name: str, *, seed: int) -> SplitPlan:
+    """Return a choice of layers that looks at no conflict, to see whether the choice matters.
 
-    They are drawn from the layers that were measured in the search, so from those that several tasks share.
+    The layers are taken from those that were measured in the search where the plan has scores, else from all.
+
+    Args:
+        plan: What to be compared with.
+        name: ``"rsl"``: as many layers at random; ``"rsp"``: layers at random with together about, and at most, as many
+            parameters; ``"first"``, ``"last"``: as many from the beginning or the end of the network.
+        seed: Of the random choices.
     """
-    shared = {name: plan.sizes[name] for name in plan.scores}
-    found = {
-        "rsl": SplitPlan.random_layers(shared, len(plan.layers), seed=seed),
-        "rsp": SplitPlan.random_parameters(shared, plan.num_parameters, seed=seed),
+    shared = {layer: plan.sizes[layer] for layer in plan.scores or plan.sizes}
+    makers = {
+        "rsl": lambda: SplitPlan.random_layers(shared, len(plan.layers), seed=seed),
+        "rsp": lambda: SplitPlan.random_parameters(shared, plan.num_parameters, seed=seed),
+        "first": lambda: SplitPlan.first(shared, len(plan.layers)),
+        "last": lambda: SplitPlan.last(shared, len(plan.layers)),
     }
-    return {name: dataclasses.replace(own, sizes=dict(plan.sizes)) for name, own in found.items()}
+    return dataclasses.replace(makers[name](), sizes=dict(plan.sizes))
 
 
-def end_plans(plan: SplitPlan) -> dict[str, SplitPlan]:
-    """Return the first and the last layers of the network, as many as the plan has."""
-    shared = {name: plan.sizes[name] for name in plan.scores}
-    found = {
-        "first": SplitPlan.first(shared, len(plan.layers)),
-        "last": SplitPlan.last(shared, len(plan.layers)),
-    }
-    return {name: dataclasses.replace(own, sizes=dict(plan.sizes)) for name, own in found.items()}
+def describe(plan: SplitPlan, config: RunConfig) -> str:
+    """Return in words what a plan splits, what that costs and what it may remove."""
+    if plan.scores and not any(plan.scores.values()):
+        return "No conflict was found in any layer, so there is nothing to split; try a higher --threshold."
+    if not plan.layers:
+        return "The plan splits no layer."
+    tasks = len(build(config).tasks)
+    added = plan.added_parameters(tasks)
+    total = sum(plan.sizes.values())
+    lines = [
+        f"Splitting {len(plan.layers)} of {len(plan.scores or plan.sizes)} layers adds {added:,} parameters "
+        f"({added * BYTES / 1e6:.2f} MB, {added / total:.1%} of the network)."
+    ]
+    if plan.scores:
+        lines.append(f"They hold {plan.removed:.0%} of the conflict found ({plan.rule}):")
+    width = max(map(len, plan.layers))
+    for layer in plan.layers:
+        score = f"{plan.scores[layer]:8g}" if plan.scores else ""
+        lines.append(f"  {layer:{width}} {score} {plan.sizes[layer]:10,} parameters")
+    if plan.tied:
+        lines.append(f"Left out with the score of the last one, so chosen by their order only: {', '.join(plan.tied)}")
+    return "\n".join(lines)
 
 
 def split_config(plan: SplitPlan, *, init: str = "same") -> SplitConfig:

@@ -70,6 +70,9 @@ class MethodRow:
         peak_memory_mb: Peak memory of the process above that at the start of training, MB.
         num_backward: Backward passes through the shared part over the whole training.
         errors: Seed -> message of a run that failed.
+        num_parameters: Parameters of the network, copies included; summed over tasks for single-task networks.
+        severe: Share of the measured cosines between task gradients, of all that is still shared, below -0.01.
+        reduced: ``1 - severe / severe of equal weighting on the network that is not split``, with the same seed.
     """
 
     method: str
@@ -81,6 +84,9 @@ class MethodRow:
     peak_memory_mb: Spread
     num_backward: Spread
     errors: dict[int, str]
+    num_parameters: Spread = Spread(())
+    severe: Spread = Spread(())
+    reduced: Spread = Spread(())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -216,7 +216,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as it is written to YAML; without a split where nothing is split."""
-        content = _plain(dataclasses.asdict(self))
+        content = plain(dataclasses.asdict(self))
         if self.split == SplitConfig():
             del content["split"]
         return content
@@ -294,7 +294,7 @@ def override(config: RunConfig, changes: Sequence[tuple[str, str]]) -> RunConfig
     Raises:
         OptionError: If a path does not exist (with the nearest one) or a value has the wrong type.
     """
-    content = {**config.to_dict(), "split": _plain(dataclasses.asdict(config.split))}
+    content = {**config.to_dict(), "split": plain(dataclasses.asdict(config.split))}
     for path, text in sorted(changes, key=lambda change: change[0] not in _NAMES):  # names first, then their options
         try:
             value = yaml.safe_load(text)
@@ -434,10 +434,10 @@ def _check_keys(content: Any, cls: Any, origin: str, path: str) -> None:
                 _check_keys(entry, typing.get_args(kind)[0], origin, f"{path}{key}.")
 
 
-def _plain(content: Any) -> Any:
+def plain(content: Any) -> Any:
     """Replace tuples by lists, as YAML has no tuples."""
     if isinstance(content, Mapping):
-        return {key: _plain(value) for key, value in content.items()}
+        return {key: plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
+        return [plain(value) for value in content]
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint._optional import require
-from counterpoint.bench.columns import COST, Column, cost_columns, metric_columns, summary_columns
+from counterpoint.bench.columns import COST, Column, cost_columns, metric_columns, split_columns, summary_columns
 from counterpoint.bench.numbers import MINUS, MISSING, format_number, format_spread
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, relative_time
 from counterpoint.bench.results import Comparison, MethodRow, Spread
@@ -57,7 +57,9 @@ def write_csv(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     - ``errors``: failed runs, as ``seed <seed>: <message>``, separated by `` | ``;
     - measured cost, which differs from machine to machine and from run to run, and is the same at both readings:
       ``cost/step_ms``, ``cost/train_seconds``, ``cost/relative_time`` (to equal weighting), ``cost/peak_memory_mb``,
-      ``cost/num_backward``, each with ``/<stat>``.
+      ``cost/num_backward``, each with ``/<stat>``;
+    - where networks are split: ``num_parameters/<stat>``, ``conflict/severe/<stat>`` (share of measured cosines between
+      task gradients below -0.01) and ``conflict/reduced/<stat>``.
 
     A number that does not exist is ``nan``.
 
@@ -115,6 +117,10 @@ def _csv_line(comparison: Comparison, row: MethodRow, name: str) -> dict[str, An
     }
     for cost, spread in costs.items():
         put(f"cost/{cost}", spread)
+    if comparison.config.get("splits"):
+        put("num_parameters", row.num_parameters)
+        put("conflict/severe", row.severe)
+        put("conflict/reduced", row.reduced)
     return line
 
 
@@ -258,7 +264,8 @@ def print_table(comparison: Comparison, console: Any) -> None:
     """
     summary, cost = summary_columns(), cost_columns(comparison)
     chosen = [(summary[0], "final"), (summary[0], "equal_time")]
-    chosen += [(column, "final") for column in (summary[2], summary[4], cost[0])]
+    sizes = split_columns(comparison)
+    chosen += [(column, "final") for column in (summary[2], summary[4], *([] if sizes else [cost[0]]), *sizes)]
     table = _terminal_table(comparison, chosen)
     metrics = [column for task in comparison.tasks for column in metric_columns(task)]  # of every task or of none
     for extra in ([summary[3]], metrics, [summary[1]], [cost[2]], [cost[3]]):

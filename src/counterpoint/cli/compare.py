@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     comparison = make_config(config, match_methods(args.balancers), args.seeds)
     folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
-    workers = args.workers if args.workers is not None else _default_workers(config.training.threads)
+    workers = args.workers if args.workers is not None else default_workers(config.training.threads)
     if workers < 1:
         raise OptionError(f"--workers must be at least 1, got {workers}")
     tasks = [task.name for task in check_comparison(comparison)]
@@ -69,5 +69,6 @@ def match_methods(wanted: Sequence[str]) -> list[str]:
     return methods
 
 
-def _default_workers(threads: int) -> int:
+def default_workers(threads: int) -> int:
+    """Return how many runs of so many threads fit on the cores."""
     return max(1, (os.cpu_count() or 1) // threads) if threads > 0 else 1

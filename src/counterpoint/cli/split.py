@@ -1,0 +1,110 @@
+"""Recon as one command: find the layers in which tasks conflict, give each task its own copy of them, and train again.
+
+The network is trained for a share of the epochs while the conflict in every layer is counted; the layers with the most
+conflict are split; then every balancer is trained from scratch on the network as it is and on the split one, with
+single-task networks as the reference. All of it is a comparison: it can be stopped and goes on, and report.html has the
+table.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from counterpoint.cli._arguments import EPILOG as EPILOG
+from counterpoint.cli._arguments import add_recipe, read_run
+from counterpoint.cli.compare import default_workers, match_methods
+from counterpoint.errors import OptionError
+from counterpoint.registry import nearest
+
+HELP = "find the layers in which tasks conflict, split them, train again and compare (Recon)"
+
+BASELINES = ("rsl", "rsp", "first", "last")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    add_recipe(parser)
+    parser.add_argument("--layers", type=int, metavar="K", help="split the K layers with the most conflict")
+    parser.add_argument("--share", type=float, metavar="S", help="split the fewest layers with this share of conflict")
+    parser.add_argument("--budget-mb", type=float, metavar="MB", help="split what fits in so many MB of copies")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="split by this plan; nothing is searched")
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, metavar="S", help="cosines below it are conflict (default: 0)"
+    )
+    parser.add_argument(
+        "--search-share", type=float, default=0.25, metavar="F", help="share of training to search in (default: 0.25)"
+    )
+    parser.add_argument("--search-balancer", default="equal", metavar="NAME", help="balancer of the search")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure at every N-th step (default: 1)")
+    parser.add_argument("--init", default="same", metavar="HOW", help="copies start the same (default) or independent")
+    parser.add_argument(
+        "--balancers", nargs="+", default=["equal"], metavar="NAME", help="as in compare (default: equal)"
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="other choices of as many layers: rsl (random layers), rsp (random, of as many parameters), first, last",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/split-RECIPE)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores / threads of a run)")
+    parser.add_argument("--plan-only", action="store_true", help="search and write the plan, train nothing more")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Search, plan, train and compare; print plan and table."""
+    config = read_run(args, rest)
+    import dataclasses
+
+    from counterpoint.bench import recon
+    from counterpoint.bench.compare import check_comparison, make_config, make_jobs, run_comparison
+    from counterpoint.bench.compare import parse_method as parse
+    from counterpoint.cli._progress import RunProgress
+    from counterpoint.cli.report import write_all
+    from counterpoint.splitting import SplitPlan
+
+    for name in args.baselines:
+        if name not in BASELINES:
+            raise OptionError(f"--baselines: no choice is called {name!r}{nearest(name, BASELINES)}")
+    if config.split.layers:
+        raise OptionError("split chooses the layers itself: leave out --split.layers, or compare with --split.plan")
+    folder = args.out or Path("runs") / f"split-{Path(args.recipe).stem}"
+    seed = args.seeds[0] if args.seeds else config.seed
+    if args.plan is not None:
+        plan = SplitPlan.load(args.plan)
+        plan.check(recon.network_sizes(config))
+    else:
+        choice = recon.Choice(args.layers, args.share, args.budget_mb)
+        search = dataclasses.replace(recon.search_config(config, args.search_share), seed=seed)
+        search = dataclasses.replace(search, balancer=parse(args.search_balancer))
+        with RunProgress([(f"search seed {seed}", search.training.epochs)]) as progress:
+            record = recon.record_run(
+                search, folder / "search", every=args.every, on_epoch=lambda found: progress.epoch(0, found["epoch"])
+            )
+        plan = recon.choose(record, args.threshold, choice)
+    folder.mkdir(parents=True, exist_ok=True)
+    recon.save_plan(plan, folder / "plan.json")
+    print(recon.describe(plan, config))
+    print(f"plan: {folder / 'plan.json'}")
+    if args.plan_only or not plan.layers:
+        return 0
+    splits = {
+        "recon" if args.plan is None else "plan": dict.fromkeys(args.seeds, recon.split_config(plan, init=args.init))
+    }
+    for name in args.baselines:
+        splits[name] = {
+            each: recon.split_config(recon.other_plan(plan, name, seed=each), init=args.init) for each in args.seeds
+        }
+    comparison = make_config(config, match_methods(args.balancers), args.seeds, splits)
+    workers = args.workers if args.workers is not None else default_workers(config.training.threads)
+    if workers < 1:
+        raise OptionError(f"--workers must be at least 1, got {workers}")
+    tasks = [task.name for task in check_comparison(comparison)]
+    jobs = make_jobs(comparison, folder, tasks)
+    with RunProgress([(job.label, config.training.epochs) for job in jobs]) as progress:
+        run_comparison(comparison, folder, workers=workers, listener=progress.listen)
+    write_all(folder, as_json=args.json)
+    return 1 if progress.failed else 0
