@@ -55,8 +55,8 @@ def multi_fashion_mnist_small() -> RunConfig:
 def multi_fashion_mnist_narrow() -> RunConfig:
     """Multi-(Fashion+MNIST) from IDX files (give ``--data.root``), ResNet-18 of width 16, ten epochs: a minute a run.
 
-    The protocol of :func:`multi_fashion_mnist` made small: 8,000 training pairs, a quarter of the width, and the learning
-    rate x 0.1 after epochs 5 and 8.
+    The protocol of :func:`multi_fashion_mnist` made small: 8,000 training pairs, a quarter of the width, and the
+    learning rate x 0.1 after epochs 5 and 8.
     """
     return RunConfig(
         data=DataConfig("multi_fashion_mnist", {"num_train": 8000, "num_val": 500, "num_test": 3332}),

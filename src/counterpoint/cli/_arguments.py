@@ -14,8 +14,8 @@ EPILOG = """\
 Any option of the run can be set as --SECTION.OPTION VALUE, for example
   --training.epochs 20   --optimizer.lr 0.01   --optimizer SGD   --data.tasks "[left]"
   --model.backbone mlp   --balancer.c 0.2      --data.root PATH
-Sections: data, model, balancer, optimizer, schedule, scheduler, training, split. The options of a method,
-data set or network are those of its constructor: counterpoint show NAME."""
+Sections: data, model, balancer, optimizer, schedule, scheduler, training, split. The options of a
+method, data set or network are those of its constructor: counterpoint show NAME."""
 
 
 SECTIONS = ("data", "model", "balancer", "optimizer", "schedule", "scheduler", "training", "split")

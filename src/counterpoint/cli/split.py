@@ -1,15 +1,14 @@
-"""Recon as one command: find the layers in which tasks conflict, give each task its own copy of them, and train again.
+"""Recon: find the layers in which tasks conflict, give each task its own copy of them, train again.
 
-The network is trained for a share of the epochs while the conflict in every layer is counted; the layers with the most
-conflict are split; then every balancer is trained from scratch on the network as it is and on the split one, with
-single-task networks as the reference. All of it is a comparison: it can be stopped and goes on, and report.html has the
-table.
+Trains a share of the epochs and counts conflicts, splits the layers with the most of them, trains every
+balancer anew on both networks. Like compare, it goes on where it was stopped, and writes report.html.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from counterpoint._checks import check_range
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
 from counterpoint.cli.compare import default_workers, match_methods
@@ -23,20 +22,23 @@ BASELINES = ("rsl", "rsp", "first", "last")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
+    parser.usage = "counterpoint split RECIPE --layers K | --share S | --budget-mb MB | --plan FILE [...]"
     add_recipe(parser)
-    parser.add_argument("--layers", type=int, metavar="K", help="split the K layers with the most conflict")
-    parser.add_argument("--share", type=float, metavar="S", help="split the fewest layers with this share of conflict")
-    parser.add_argument("--budget-mb", type=float, metavar="MB", help="split what fits in so many MB of copies")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="split by this plan; nothing is searched")
+    parser.add_argument("--layers", type=int, metavar="K", help="split K layers, those with the most conflict")
+    parser.add_argument("--share", type=float, metavar="S", help="or the fewest with this share of all conflict")
+    parser.add_argument("--budget-mb", type=float, metavar="MB", help="or what fits in so many MB of copies")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="or those of a plan; no search then")
     parser.add_argument(
-        "--threshold", type=float, default=0.0, metavar="S", help="cosines below it are conflict (default: 0)"
+        "--threshold", type=float, default=0.0, metavar="S", help="conflict: a cosine below it (default: 0)"
     )
     parser.add_argument(
-        "--search-share", type=float, default=0.25, metavar="F", help="share of training to search in (default: 0.25)"
+        "--search-share", type=float, default=0.25, metavar="F", help="share of the epochs to search (default: 0.25)"
     )
-    parser.add_argument("--search-balancer", default="equal", metavar="NAME", help="balancer of the search")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure at every N-th step (default: 1)")
-    parser.add_argument("--init", default="same", metavar="HOW", help="copies start the same (default) or independent")
+    parser.add_argument(
+        "--search-balancer", default="equal", metavar="NAME", help="balancer of the search (default: equal)"
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every N steps (default: 1)")
+    parser.add_argument("--init", default="same", metavar="HOW", help="copies start same (default) or independent")
     parser.add_argument(
         "--balancers", nargs="+", default=["equal"], metavar="NAME", help="as in compare (default: equal)"
     )
@@ -45,12 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="other choices of as many layers: rsl (random layers), rsp (random, of as many parameters), first, last",
+        help="other choices beside it: rsl and rsp (random), first, last",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/split-RECIPE)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores / threads of a run)")
-    parser.add_argument("--plan-only", action="store_true", help="search and write the plan, train nothing more")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes")
+    parser.add_argument("--plan-only", action="store_true", help="search and write the plan only")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in args.baselines:
         if name not in BASELINES:
             raise OptionError(f"--baselines: no choice is called {name!r}{nearest(name, BASELINES)}")
+    check_range("--threshold", args.threshold, low=-1.0, high=1.0)
     if config.split.layers:
         raise OptionError("split chooses the layers itself: leave out --split.layers, or compare with --split.plan")
     folder = args.out or Path("runs") / f"split-{Path(args.recipe).stem}"
