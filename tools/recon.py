@@ -1,0 +1,295 @@
+"""Recon on Multi-(Fashion+MNIST), small: search, split, train again; writes docs/results/recon.md and its plots.
+
+    python tools/recon.py --data PATH [--out DIR] [--workers 2]
+
+The folder of --data holds MNIST/ and FashionMNIST/ as IDX files; of MNIST the 10,000 test digits are enough. Run it again
+to go on where it was stopped. --page-only writes the page anew from the runs that are there.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+
+from counterpoint.bench import recon
+from counterpoint.bench.compare import SINGLE_TASK, CompareConfig, check_comparison, make_config, make_jobs
+from counterpoint.bench.compare import run_comparison as run_all
+from counterpoint.bench.comparison import SEVERE, read_comparison
+from counterpoint.bench.recipes import find_recipe
+from counterpoint.bench.results import Comparison, MethodRow, Spread
+from counterpoint.bench.run_config import RunConfig, override
+from counterpoint.bench.runner import Event
+from counterpoint.cli.report import write_all
+from counterpoint.splitting import SplitPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = "multi_fashion_mnist_narrow"
+METHODS = ("equal", "pcgrad", "cagrad", "pomsi")
+RANDOM = ("rsl", "rsp")
+RANDOM_METHODS = ("equal", "cagrad")  # the random choices are tried with these two, as in the paper
+THRESHOLD = -0.1
+LAYERS = 25
+SEARCH_SHARE = 0.25
+EDGES = (0.0, -0.01, -0.02, -0.03)  # the paper's bins
+BINS = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
+COLORS = ("#d5dbe3", "#f3d9a4", "#eeb35b", "#d9782d", "#a8321a")
+MB = 2**20  # as the paper counts sizes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing and write the page."""
+    args = parse(arguments)
+    run = make_run(args)
+    folder = args.out
+    if not args.page_only:
+        config = prepare(run, args.seeds, folder)
+        train(config, folder, args.workers)
+    write_page(folder, args.page)
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with MNIST/ and FashionMNIST/")
+    parser.add_argument("--out", type=Path, default=Path("runs/recon"), help="folder of the runs (default: runs/recon)")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/results/recon.md", help="page to write")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train", type=int, default=8000, help="training pairs (default: 8000)")
+    parser.add_argument("--width", type=int, default=16, help="channels of the stem (default: 16; the paper's: 64)")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the runs that are there")
+    return parser.parse_args(arguments)
+
+
+def make_run(args: argparse.Namespace) -> RunConfig:
+    """Return what all runs have in common."""
+    epochs = args.epochs
+    changes = {
+        "data.root": args.data,
+        "data.mnist_part": "test",
+        "data.num_train": args.train,
+        "model.backbone_options.width": args.width,
+        "training.epochs": epochs,
+        "training.monitor_every": 2,
+        "training.threads": 1,
+        "scheduler.milestones": f"[{max(1, epochs // 2)}, {max(2, 3 * epochs // 4)}]",
+    }
+    return override(find_recipe(RECIPE), [(path, str(value)) for path, value in changes.items()])
+
+
+def prepare(run: RunConfig, seeds: Sequence[int], folder: Path) -> CompareConfig:
+    """Search, choose the layers, and return the comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "plan.json"
+    if path.exists():
+        plan = SplitPlan.load(path)
+    else:
+        say("search")
+        search = dataclasses.replace(recon.search_config(run, SEARCH_SHARE), seed=seeds[0])
+        record = recon.record_run(search, folder / "search")
+        plan = recon.choose(record, THRESHOLD, recon.Choice(layers=LAYERS))
+        recon.save_plan(plan, path)
+    say(recon.describe(plan, run))
+    if not plan.layers:
+        raise SystemExit("nothing to compare: no layer is split")
+    splits = {"recon": dict.fromkeys(seeds, recon.split_config(plan, init="independent"))}
+    for name in RANDOM:
+        others = {seed: recon.other_plan(plan, name, seed=seed) for seed in seeds}
+        splits[name] = {seed: recon.split_config(other, init="independent") for seed, other in others.items()}
+    methods = [*METHODS, *(f"{method} [recon]" for method in METHODS)]
+    methods += [f"{method} [{name}]" for name in RANDOM for method in RANDOM_METHODS]
+    return dataclasses.replace(make_config(run, METHODS, seeds, splits), methods=tuple(methods))
+
+
+def train(config: CompareConfig, folder: Path, workers: int) -> None:
+    """Do the runs that are missing, with a line for each that ends."""
+    begin = time.monotonic()
+    jobs = make_jobs(config, folder, [task.name for task in check_comparison(config)])
+
+    def listen(event: Event) -> None:
+        if event.kind in ("done", "failed"):
+            minutes = (time.monotonic() - begin) / 60
+            say(f"{minutes:6.1f} min  {event.kind:6} {jobs[event.index].label} {event.message}")
+
+    run_all(config, folder, workers=workers, listener=listen)
+
+
+def say(text: str) -> None:
+    """Print at once, for a log that is read while it grows."""
+    print(text, flush=True)
+
+
+def bins_of(comparison: Comparison, method: str) -> list[float]:
+    """Return the share of measured cosines in each bin, all seeds together; NaN if nothing was measured."""
+    cosines = [
+        cosine
+        for run in comparison.runs
+        if run.method == method and run.status == "done"
+        for record in run.conflicts
+        for cosine in record["cosine"].values()
+        if cosine is not None
+    ]
+    edges = [math.inf, *EDGES, -math.inf]
+    counts = [sum(low <= cosine < high for cosine in cosines) for high, low in pairwise(edges)]
+    return [count / len(cosines) if cosines else math.nan for count in counts]
+
+
+def spread(values: Spread | None, scale: float = 1.0, *, sign: bool = False) -> str:
+    """Return mean and standard deviation."""
+    if values is None or not math.isfinite(values.mean):
+        return "–"
+    finite = [value * scale for value in values.values if math.isfinite(value)]
+    mean = sum(finite) / len(finite)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in finite) / (len(finite) - 1)) if len(finite) > 1 else 0.0
+    return f"{mean:{'+' if sign else ''}.2f} ± {deviation:.2f}"
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Write the page and its plots from what was measured, and the report of the comparison beside the runs."""
+    write_all(folder, as_json=False)
+    comparison = read_comparison(folder)
+    plan = SplitPlan.load(folder / "plan.json")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    (page.parent / "recon-delta.svg").write_text(delta_svg(comparison), encoding="utf-8")
+    (page.parent / "recon-conflict.svg").write_text(conflict_svg(comparison), encoding="utf-8")
+    page.write_text("\n".join(lines_of(comparison, plan)) + "\n", encoding="utf-8")
+    say(f"page: {page}")
+
+
+def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
+    """Return the page."""
+    run = comparison.config["run"]
+    training, options = run["training"], run["data"]["options"]
+    done = sum(record.status == "done" for record in comparison.runs)
+    first, second = comparison.tasks[0].name, comparison.tasks[1].name
+    lines = [
+        "# Recon on Multi-(Fashion+MNIST), small",
+        "",
+        "Made by `python tools/recon.py --data PATH`; every number below is from its runs.",
+        "",
+        f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the 10,000 "
+        "test digits are used, split by scan before pairing, so numbers cannot be compared with the paper's.",
+        f"- Network: ResNet-18 of width {run['model']['backbone_options']['width']} (the paper's: 64), one head per task.",
+        f"- Training: {training['epochs']} epochs, batch {training['batch_size']}, {run['optimizer']['name']} at "
+        f"{run['optimizer']['options']['lr']:g}; seeds {', '.join(map(str, comparison.seeds))}; {comparison.selection}.",
+        f"- Search: seed {comparison.seeds[0]}, joint training, {max(1, round(SEARCH_SHARE * training['epochs']))} epochs, "
+        f"S = {THRESHOLD:g}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
+        "conflict found; layers without conflict are not taken). One plan serves all seeds and methods. Copies start independently, as in the released code.",
+        "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
+        f"- {done} of {len(comparison.runs)} runs are done.",
+        "",
+        "`equal` is joint training. Mean ± standard deviation over seeds. Accuracy in per cent; delta_m in per cent against "
+        "the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients of what is "
+        f"still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training with the same seed.",
+        "",
+        f"| method | {first} | {second} | delta_m | size, MB | added, MB | severe, % | reduced, % | training, s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    equal = next(row for row in comparison.rows if row.method == "equal")
+    lines += [table_line(row, equal, (first, second)) for row in comparison.rows]
+    lines += [
+        "",
+        "![delta_m of every method](recon-delta.svg)",
+        "",
+        "Conflict before and after, per cent of cosines:",
+        "",
+    ]
+    lines += ["| method | " + " | ".join(BINS) + " |", "| --- |" + " ---: |" * len(BINS)]
+    for row in comparison.rows:
+        if row.method != SINGLE_TASK:
+            cells = [f"{100 * share:.2f}" if math.isfinite(share) else "–" for share in bins_of(comparison, row.method)]
+            lines.append(f"| {row.method} | {' | '.join(cells)} |")
+    lines += ["", "![Distribution of cosines](recon-conflict.svg)", "", "Layers split, by score:", ""]
+    lines += ["| layer | conflicts | parameters |", "| --- | ---: | ---: |"]
+    lines += [f"| {layer} | {plan.scores[layer]:g} | {plan.sizes[layer]:,} |" for layer in plan.layers]
+    return lines
+
+
+def table_line(row: MethodRow, equal: MethodRow, tasks: Sequence[str]) -> str:
+    """Return one method as a line of the table."""
+    metrics = {} if row.final is None else row.final.metrics
+    accuracy = [spread(metrics.get(task, {}).get("accuracy")) for task in tasks]
+    delta = "–" if row.final is None or row.method == SINGLE_TASK else spread(row.final.delta["tasks"], sign=True)
+    added = Spread(
+        tuple(own - base for own, base in zip(row.num_parameters.values, equal.num_parameters.values, strict=True))
+    )
+    cells = [
+        row.method,
+        *accuracy,
+        delta,
+        spread(row.num_parameters, 4 / MB),
+        spread(added, 4 / MB),
+        spread(row.severe, 100),
+        spread(row.reduced, 100, sign=True) if row.method != "equal" else "–",
+        spread(row.train_seconds),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def delta_svg(comparison: Comparison) -> str:
+    """Return delta_m of every method: a dot per seed and a bar at the mean."""
+    rows = [row for row in comparison.rows if row.method != SINGLE_TASK and row.final is not None]
+    values = {row.method: [v for v in row.final.delta["tasks"].values if math.isfinite(v)] for row in rows if row.final}
+    values = {method: own for method, own in values.items() if own}
+    numbers = [value for own in values.values() for value in own] or [0.0]
+    low, high = min(0.0, *numbers), max(0.0, *numbers)
+    left, right, height = 150, 700, 24
+    scale = (right - left) / ((high - low) or 1.0)
+    parts = [
+        f'<line x1="{x(0, low, scale, left)}" x2="{x(0, low, scale, left)}" y1="24" '
+        f'y2="{30 + height * len(values)}" stroke="#444b55"/>'
+    ]
+    for at, (method, own) in enumerate(values.items()):
+        y = 42 + height * at
+        color = "#a8321a" if "[recon]" in method else "#3b6ea8"
+        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(method)}</text>')
+        parts += [f'<circle cx="{x(v, low, scale, left)}" cy="{y}" r="4" fill="{color}" opacity=".7"/>' for v in own]
+        mean = sum(own) / len(own)
+        parts.append(f'<rect x="{x(mean, low, scale, left) - 1}" y="{y - 8}" width="2" height="16" fill="{color}"/>')
+        parts.append(f'<text x="{right + 14}" y="{y + 4}">{mean:+.2f}</text>')
+    parts.append(
+        f'<text x="{left}" y="16">delta_m in %, a dot per seed, a bar at the mean; line at 0: single-task</text>'
+    )
+    return svg(parts, 770, 50 + height * len(values))
+
+
+def conflict_svg(comparison: Comparison) -> str:
+    """Return the bins below zero of every method as stacked bars."""
+    methods = [row.method for row in comparison.rows if row.method != SINGLE_TASK]
+    shares = {method: bins_of(comparison, method) for method in methods}
+    shares = {method: own for method, own in shares.items() if math.isfinite(own[0])}
+    left, right, height = 150, 700, 24
+    scale = right - left
+    parts: list[str] = []
+    for at, (name, color) in enumerate(zip(BINS, COLORS, strict=True)):
+        parts.append(f'<rect x="{left + 112 * at}" y="6" width="12" height="12" fill="{color}"/>')
+        parts.append(f'<text x="{left + 112 * at + 17}" y="16">{name}</text>')
+    for at, (method, own) in enumerate(shares.items()):
+        y, begin = 34 + height * at, float(left)
+        parts.append(f'<text x="{left - 12}" y="{y + 13}" text-anchor="end">{escape(method)}</text>')
+        for share, color in zip(own, COLORS, strict=True):
+            parts.append(f'<rect x="{begin:.1f}" y="{y}" width="{share * scale:.1f}" height="17" fill="{color}"/>')
+            begin += share * scale
+    return svg(parts, 770, 44 + height * len(shares))
+
+
+def x(value: float, low: float, scale: float, left: float) -> float:
+    """Return where a value is across."""
+    return round(left + (value - low) * scale, 1)
+
+
+def svg(parts: Sequence[str], width: int, height: int) -> str:
+    """Return a picture."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
