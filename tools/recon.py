@@ -2,8 +2,8 @@
 
     python tools/recon.py --data PATH [--out DIR] [--workers 2]
 
-The folder of --data holds MNIST/ and FashionMNIST/ as IDX files; of MNIST the 10,000 test digits are enough. Run it again
-to go on where it was stopped. --page-only writes the page anew from the runs that are there.
+The folder of --data holds MNIST/ and FashionMNIST/ as IDX files; of MNIST the 10,000 test digits are enough. Run it
+again to go on where it was stopped. --page-only writes the page anew from the runs that are there.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def bins_of(comparison: Comparison, method: str) -> list[float]:
 def spread(values: Spread | None, scale: float = 1.0, *, sign: bool = False) -> str:
     """Return mean and standard deviation."""
     if values is None or not math.isfinite(values.mean):
-        return "–"
+        return "n/a"
     finite = [value * scale for value in values.values if math.isfinite(value)]
     mean = sum(finite) / len(finite)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in finite) / (len(finite) - 1)) if len(finite) > 1 else 0.0
@@ -168,6 +168,7 @@ def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
     run = comparison.config["run"]
     training, options = run["training"], run["data"]["options"]
     done = sum(record.status == "done" for record in comparison.runs)
+    epochs = max(1, round(SEARCH_SHARE * training["epochs"]))
     first, second = comparison.tasks[0].name, comparison.tasks[1].name
     lines = [
         "# Recon on Multi-(Fashion+MNIST), small",
@@ -176,18 +177,20 @@ def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
         "",
         f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the 10,000 "
         "test digits are used, split by scan before pairing, so numbers cannot be compared with the paper's.",
-        f"- Network: ResNet-18 of width {run['model']['backbone_options']['width']} (the paper's: 64), one head per task.",
+        f"- Network: ResNet-18 of width {run['model']['backbone_options']['width']} (the paper's: 64), "
+        "one head per task.",
         f"- Training: {training['epochs']} epochs, batch {training['batch_size']}, {run['optimizer']['name']} at "
-        f"{run['optimizer']['options']['lr']:g}; seeds {', '.join(map(str, comparison.seeds))}; {comparison.selection}.",
-        f"- Search: seed {comparison.seeds[0]}, joint training, {max(1, round(SEARCH_SHARE * training['epochs']))} epochs, "
-        f"S = {THRESHOLD:g}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
-        "conflict found; layers without conflict are not taken). One plan serves all seeds and methods. Copies start independently, as in the released code.",
+        f"{run['optimizer']['options']['lr']:g}; seeds {', '.join(map(str, comparison.seeds))}; result of "
+        f"{comparison.selection}.",
+        f"- Search: seed {comparison.seeds[0]}, joint training, {epochs} epochs, S = {THRESHOLD:g}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
+        "conflict found; layers without conflict are not taken). One plan serves all seeds and methods. "
+        "Copies start independently.",
         "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
         f"- {done} of {len(comparison.runs)} runs are done.",
         "",
-        "`equal` is joint training. Mean ± standard deviation over seeds. Accuracy in per cent; delta_m in per cent against "
-        "the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients of what is "
-        f"still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training with the same seed.",
+        "`equal` is joint training. Mean ± standard deviation over seeds. Accuracy in per cent; delta_m in per cent "
+        "against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients "
+        f"of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, same seed.",
         "",
         f"| method | {first} | {second} | delta_m | size, MB | added, MB | severe, % | reduced, % | training, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -204,7 +207,8 @@ def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
     lines += ["| method | " + " | ".join(BINS) + " |", "| --- |" + " ---: |" * len(BINS)]
     for row in comparison.rows:
         if row.method != SINGLE_TASK:
-            cells = [f"{100 * share:.2f}" if math.isfinite(share) else "–" for share in bins_of(comparison, row.method)]
+            shares = bins_of(comparison, row.method)
+            cells = [f"{100 * share:.2f}" if math.isfinite(share) else "n/a" for share in shares]
             lines.append(f"| {row.method} | {' | '.join(cells)} |")
     lines += ["", "![Distribution of cosines](recon-conflict.svg)", "", "Layers split, by score:", ""]
     lines += ["| layer | conflicts | parameters |", "| --- | ---: | ---: |"]
@@ -216,7 +220,7 @@ def table_line(row: MethodRow, equal: MethodRow, tasks: Sequence[str]) -> str:
     """Return one method as a line of the table."""
     metrics = {} if row.final is None else row.final.metrics
     accuracy = [spread(metrics.get(task, {}).get("accuracy")) for task in tasks]
-    delta = "–" if row.final is None or row.method == SINGLE_TASK else spread(row.final.delta["tasks"], sign=True)
+    delta = "n/a" if row.final is None or row.method == SINGLE_TASK else spread(row.final.delta["tasks"], sign=True)
     added = Spread(
         tuple(own - base for own, base in zip(row.num_parameters.values, equal.num_parameters.values, strict=True))
     )
@@ -227,7 +231,7 @@ def table_line(row: MethodRow, equal: MethodRow, tasks: Sequence[str]) -> str:
         spread(row.num_parameters, 4 / MB),
         spread(added, 4 / MB),
         spread(row.severe, 100),
-        spread(row.reduced, 100, sign=True) if row.method != "equal" else "–",
+        spread(row.reduced, 100, sign=True) if row.method != "equal" else "n/a",
         spread(row.train_seconds),
     ]
     return f"| {' | '.join(cells)} |"
@@ -287,7 +291,8 @@ def x(value: float, low: float, scale: float, left: float) -> float:
 
 def svg(parts: Sequence[str], width: int, height: int) -> str:
     """Return a picture."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+    head += 'font-family="sans-serif" font-size="12">'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>", ""])
 
 

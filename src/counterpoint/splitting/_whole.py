@@ -44,7 +44,8 @@ def _forward_of(base: type[nn.Module]) -> Callable:
             return base.forward(self, *args, **kwargs)
         found: list[Streams] = []
         collect((args, kwargs), found)
-        copies = [part for part in self.modules() if isinstance(part, Copies)]
+        copies: list[Copies] = []
+        _find_copies(self, copies)
         if not found and not copies:
             return base.forward(self, *args, **kwargs)
 
@@ -61,6 +62,15 @@ def _forward_of(base: type[nn.Module]) -> Callable:
         return join(results, f"{base.__name__}.forward", found, same_noise=quiet)
 
     return forward
+
+
+def _find_copies(module: nn.Module, found: list[Copies]) -> None:
+    """Add the copies inside a module; in every forward, and so without what ``modules()`` does for each name."""
+    for child in module._modules.values():
+        if isinstance(child, Copies):
+            found.append(child)
+        elif child is not None and child._modules:
+            _find_copies(child, found)
 
 
 def _device(found: list[Streams], module: nn.Module) -> Any:

@@ -114,6 +114,11 @@ def update(
     more: Sequence[Mapping[str, Tensor | None]] = (),
 ) -> BalancerReport:
     """Take the optimizer step for losses that were computed already; the arguments are those of ``backward``."""
+    if level == "features" and not output.features:
+        raise OptionError(
+            "level='features' balances the gradients of the one tensor that all heads read, and this network has none: "
+            "after a split each task has features of its own; leave level out, or use level='parameters'"
+        )
     optimizer.zero_grad()
     cut: dict[str, Any] = {} if level is None else {"features": output.features, "level": level}
     if output.losses:
