@@ -175,14 +175,15 @@ def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
         "",
         "Made by `python tools/recon.py --data PATH`; every number below is from its runs.",
         "",
-        f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the 10,000 "
-        "test digits are used, split by scan before pairing, so numbers cannot be compared with the paper's.",
+        f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the "
+        "10,000 test digits are used, split by scan before pairing, so numbers cannot be compared with the paper's.",
         f"- Network: ResNet-18 of width {run['model']['backbone_options']['width']} (the paper's: 64), "
         "one head per task.",
         f"- Training: {training['epochs']} epochs, batch {training['batch_size']}, {run['optimizer']['name']} at "
         f"{run['optimizer']['options']['lr']:g}; seeds {', '.join(map(str, comparison.seeds))}; result of "
         f"{comparison.selection}.",
-        f"- Search: seed {comparison.seeds[0]}, joint training, {epochs} epochs, S = {THRESHOLD:g}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
+        f"- Search: seed {comparison.seeds[0]}, joint training, {epochs} epochs, S = {THRESHOLD:g}; "
+        f"{len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
         "conflict found; layers without conflict are not taken). One plan serves all seeds and methods. "
         "Copies start independently.",
         "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
