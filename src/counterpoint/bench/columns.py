@@ -184,11 +184,21 @@ def cost_columns(comparison: Comparison) -> list[Column]:
         Column(
             group,
             "Backward",
-            "Backward passes through the shared part over the whole training.",
+            "Backward passes through the shared part over the whole training; summed over networks.",
             lambda row, _reading: row.num_backward,
             "passes",
             higher_is_better=False,
             max_decimals=0,
+        ),
+        Column(
+            group,
+            "Updates",
+            "Forward passes and optimizer steps for each batch; more than one where groups of tasks are updated in "
+            "turn or a method has several networks.",
+            lambda row, _reading: row.num_updates,
+            "a batch",
+            higher_is_better=False,
+            max_decimals=2,
         ),
         Column(
             group,

@@ -57,7 +57,8 @@ def write_csv(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     - ``errors``: failed runs, as ``seed <seed>: <message>``, separated by `` | ``;
     - measured cost, which differs from machine to machine and from run to run, and is the same at both readings:
       ``cost/step_ms``, ``cost/train_seconds``, ``cost/relative_time`` (to equal weighting), ``cost/peak_memory_mb``,
-      ``cost/num_backward``, each with ``/<stat>``.
+      ``cost/num_backward``, ``cost/num_updates`` (forward passes and optimizer steps for each batch),
+      ``cost/num_parameters`` (summed over the networks of a method), each with ``/<stat>``.
 
     A number that does not exist is ``nan``.
 
@@ -112,6 +113,8 @@ def _csv_line(comparison: Comparison, row: MethodRow, name: str) -> dict[str, An
         "relative_time": relative_time(comparison, row),
         "peak_memory_mb": row.peak_memory_mb,
         "num_backward": row.num_backward,
+        "num_updates": row.num_updates,
+        "num_parameters": row.num_parameters,
     }
     for cost, spread in costs.items():
         put(f"cost/{cost}", spread)
@@ -288,7 +291,11 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
     table = rich_table.Table(
         title=text(_printable(title), style="bold"), box=rich_box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    table.add_column("method", overflow="ellipsis", no_wrap=True, max_width=22, min_width=12)
+    marked = any(" @ " in row.method or " # " in row.method for row in comparison.rows)  # their end tells them apart
+    if marked:
+        table.add_column("method", overflow="fold", max_width=32, min_width=20)
+    else:
+        table.add_column("method", overflow="ellipsis", no_wrap=True, max_width=22, min_width=12)
     for column, name in chosen:
         place = "\nequal time" if name == "equal_time" else ""
         unit = f"\n{column.unit}" if column.unit and not place else ""

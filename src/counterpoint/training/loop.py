@@ -165,7 +165,7 @@ class _Loop:
             split: self._loader(data.split(split), options.eval_batch_size, None) for split in ("val", "test")
         }
         self.memory = PeakMemory(fabric.device)
-        self.epoch = self.step = self.num_backward = self.resumed = 0
+        self.epoch = self.step = self.num_backward = self.num_updates = self.resumed = 0
         self.train_seconds = 0.0
         self.best_score = float("-inf")
 
@@ -198,8 +198,8 @@ class _Loop:
         self.schedule.load_state_dict(state["schedule"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        for name in ("epoch", "step", "num_backward", "train_seconds", "best_score"):
-            setattr(self, name, state[name])
+        for name in ("epoch", "step", "num_backward", "num_updates", "train_seconds", "best_score"):
+            setattr(self, name, state.get(name, self.step))  # one update a step before these were counted
         self.resumed = state["resumed"] + 1
         self.folder.truncate(state["records_bytes"])
         set_rng_state(state["rng"])
@@ -219,6 +219,7 @@ class _Loop:
             monitored += spent
             step_times.append(time.perf_counter() - begin - spent)
             self.num_backward += report.num_backward
+            self.num_updates += len(report.reports)
             for part in report.reports:
                 means.add(part)
             if self.options.step_schedule and self.scheduler is not None:
@@ -312,7 +313,7 @@ class _Loop:
             "records_bytes": self.folder.size(),
             **{
                 name: getattr(self, name)
-                for name in ("epoch", "step", "num_backward", "train_seconds", "best_score", "resumed")
+                for name in ("epoch", "step", "num_backward", "num_updates", "train_seconds", "best_score", "resumed")
             },
         }
 
@@ -328,6 +329,7 @@ class _Loop:
             "epochs": self.epoch,
             "steps": self.step,
             "num_backward": self.num_backward,
+            "num_updates": self.num_updates,
             "num_parameters": sum(parameter.numel() for parameter in self.raw_model.parameters()),
         }
         timing = {
