@@ -38,6 +38,6 @@ def serve(tasks: Sequence[str], masks: Sequence[int], scores: Matrix, solver: st
 def infeasible(owner: str, num_groups: int, limits: str) -> SolverError:
     """Build the error for a budget that no groups meet."""
     return SolverError(
-        f"{owner}: no {num_groups} groups cover all tasks within {limits or 'the singleton rule'}; allow more or larger "
-        "groups, or give tasks that are alone a score with singleton=0.0"
+        f"{owner}: no {num_groups} groups cover all tasks within {limits or 'the singleton rule'}; allow more or "
+        "larger groups, or give tasks that are alone a score with singleton=0.0"
     )

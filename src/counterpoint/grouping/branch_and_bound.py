@@ -14,9 +14,10 @@ from counterpoint.grouping.scores import group_scores, own_worth, served_worth
 
 @final
 class BranchAndBound(Solver):
-    """Exact groups under a budget of networks: the largest mean over tasks of the score in the group that serves each.
+    """Exact groups under a budget: the largest mean over tasks of the score in the group that serves each.
 
-    ``num_groups`` is a bound: of equal values that with fewer groups is taken, so more groups than tasks changes nothing.
+    ``num_groups`` is a bound: of equal values that with fewer groups is taken, so more groups than tasks
+    changes nothing.
 
     Args:
         overlap: Whether a task may help in further groups.

@@ -55,6 +55,9 @@ class Grouping:
         object.__setattr__(self, "groups", tuple(groups))
         if len(set(groups)) != len(groups):
             raise OptionError(f"Grouping: the groups must be different, got {groups}")
+        self._check_service(groups)
+
+    def _check_service(self, groups: list[tuple[str, ...]]) -> None:
         if left := [task for task in self.tasks if not any(task in group for group in groups)]:
             raise OptionError(f"Grouping: {', '.join(left)} is in no group; add it to one, or make it a group")
         if len(self.serves) != len(self.tasks):
