@@ -1,0 +1,27 @@
+"""Grouping: affinities between tasks, and groups of tasks made of them. One line here exports and registers a method."""
+
+from counterpoint.grouping._base import Method as Method
+from counterpoint.grouping._base import Solver as Solver
+from counterpoint.grouping._observer import Estimator as Estimator
+from counterpoint.grouping.affinity import AffinityMatrix as AffinityMatrix
+from counterpoint.grouping.branch_and_bound import BranchAndBound as BranchAndBound
+from counterpoint.grouping.exhaustive import Exhaustive as Exhaustive
+from counterpoint.grouping.gradient_cosine import GradientCosine as GradientCosine
+from counterpoint.grouping.groups import Grouping as Grouping
+from counterpoint.grouping.label_correlation import LabelCorrelation as LabelCorrelation
+from counterpoint.grouping.saliency import Saliency as Saliency
+from counterpoint.grouping.tag import TAG as TAG
+from counterpoint.grouping.tag_first_order import TAGFirstOrder as TAGFirstOrder
+from counterpoint.grouping.transfer_gain import TransferGain as TransferGain
+from counterpoint.registry import Registry
+
+METHODS = Registry(
+    "grouping method",
+    Method,
+    globals(),
+    facts=("role", "source", "provenance", "cost", "reads"),
+    given=("num_tasks", "tasks"),
+)
+create = METHODS.create
+names = METHODS.names
+describe = METHODS.describe
