@@ -8,10 +8,12 @@ from typing import Any
 import yaml
 
 from counterpoint import schedules
+from counterpoint.bench.group_plan import resolve_plan
 from counterpoint.bench.method import canonical_name, check_balancer
 from counterpoint.bench.networks import Networks
 from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, check_component, one_line
 from counterpoint.errors import OptionError
+from counterpoint.schedules import FixedGroups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ def _parse_balancer(name: str, options: Mapping[str, Any]) -> BalancerConfig:
 
 def _parse_schedule(name: str, options: Mapping[str, Any]) -> ScheduleConfig:
     key = name if ":" in name else schedules.SCHEDULES.get(name).key
+    if key == FixedGroups.key:
+        options = resolve_plan(key, dict(options))
     check_component(schedules.SCHEDULES, key, options, where=f"'{key}({{}}=VALUE)'")
     return ScheduleConfig(key, dict(options))
 

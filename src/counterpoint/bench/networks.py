@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from counterpoint.bench.group_plan import resolve_plan
 from counterpoint.errors import OptionError
 from counterpoint.registry import nearest, unknown
 
 _NAME = "networks"
-_OPTIONS = ("groups", "serves")
+_OPTIONS = ("groups", "serves", "plan", "num")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Networks:
 
     @classmethod
     def parse(cls, name: str, options: Mapping[str, Any]) -> "Networks":
-        """Return the networks of ``networks(groups=[[a, b], [c]])``.
+        """Return the networks of ``networks(groups=[[a, b], [c]])`` or ``networks(plan=group.json, num=2)``.
 
         Raises:
             OptionError: If name or options are wrong.
@@ -79,8 +80,9 @@ class Networks:
         for option in options:
             if option not in _OPTIONS:
                 raise OptionError(f"networks has no option {option!r}{nearest(str(option), _OPTIONS)}")
+        options = resolve_plan(_NAME, dict(options))
         if "groups" not in options:
-            raise OptionError("networks needs groups; give it with 'networks(groups=[[a, b], [c]])'")
+            raise OptionError("networks needs groups; give it with 'networks(groups=[[a, b], [c]])' or plan=FILE")
         serves = options.get("serves")
         return cls(_groups("groups", options["groups"]), None if serves is None else _groups("serves", serves))
 

@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GROUPS",
         help="run every balancer also with one network per group: '[[a, b], [c]]'",
     )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="also one network per group of a plan of counterpoint group"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare-RECIPE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores / threads of a run)")
@@ -56,7 +59,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     methods = match_methods(args.balancers)
     others = {"schedule": args.schedules}
-    comparison = make_config(config, [*methods, *separate_networks(methods, args.networks)], args.seeds, others)
+    comparison = make_config(
+        config, [*methods, *separate_networks(methods, args.networks, args.plan)], args.seeds, others
+    )
     folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
     workers = args.workers if args.workers is not None else _default_workers(config.training.threads)
     if workers < 1:
@@ -69,9 +74,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 1 if progress.failed else 0
 
 
-def separate_networks(methods: Sequence[str], groups: Sequence[str]) -> list[str]:
+def separate_networks(methods: Sequence[str], groups: Sequence[str], plan: Path | None) -> list[str]:
     """Return each method with one network per group instead of one for all tasks, trained jointly."""
-    return [f"{method} @ joint # networks(groups={own})" for own in groups for method in methods]
+    options = [f"groups={own}" for own in groups] + ([f"plan={str(plan)!r}"] if plan is not None else [])
+    return [f"{method} @ joint # networks({own})" for own in options for method in methods]
 
 
 def match_methods(wanted: Sequence[str]) -> list[str]:

@@ -87,6 +87,7 @@ def fit(
     schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    observe: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
 
@@ -102,6 +103,8 @@ def fit(
         schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
+        observe: Called before the update on each batch, with what updates are made with and the batch; has to leave
+            everything as it is. Its time is not counted as training time.
 
     Returns:
         The content of ``result.json``: nothing in it depends on a clock.
@@ -116,6 +119,7 @@ def fit(
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
+    loop.observe = observe
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -167,6 +171,7 @@ class _Loop:
         self.memory = PeakMemory(fabric.device)
         self.epoch = self.step = self.num_backward = self.num_updates = self.resumed = 0
         self.train_seconds = 0.0
+        self.observe: Callable[[Parts, Any], None] | None = None
         self.best_score = float("-inf")
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler | None) -> Any:
@@ -247,6 +252,10 @@ class _Loop:
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
+        begin = time.perf_counter()
+        if self.observe is not None:
+            self.observe(self.parts, batch)
+        observed = time.perf_counter() - begin
         visit = Visit(self.parts, batch, others, monitor=monitor)
         try:
             report = self.schedule.step(
@@ -257,7 +266,7 @@ class _Loop:
             raise NonFiniteError(f"{where}: {error}", error.tasks) from error
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
-        spent = visit.seconds
+        spent = visit.seconds + observed
         if visit.gram is not None:
             begin = time.perf_counter()
             cosines = pairwise_cosines(visit.gram, self.names)
