@@ -37,9 +37,7 @@ class Saliency(Estimator):
     higher_is_better = False
     diagonal = "0"
     source = "Bai and Zhao, SRDML, KDD 2022, arXiv:2207.01117"
-    provenance = (
-        "distance as in the released code, with a mean over the batch; outputs of several numbers are our reading"
-    )
+    provenance = "distance as in the released code, mean over the batch; several outputs are our reading"
     cost = "1 forward pass and T backward passes of the heads per observation"
     reads = "(features, outputs)"
 

@@ -18,8 +18,8 @@ from counterpoint.grouping.affinity import Matrix
 class TransferGain(Estimator):
     """Gain ``S[j, i] = 1 - L_i(after a step on L_i + L_j) / L_i(after a step on L_i alone)``.
 
-    All steps are tried from the same point on the same batch and taken back. The diagonal is the doubled gradient {i, i}
-    where ``measure_diagonal``, else 0.
+    All steps are tried from the same point on the same batch and taken back. The diagonal is the doubled gradient
+    {i, i} where ``measure_diagonal``, else 0.
 
     Args:
         num_tasks: Number of tasks T; may be left out if ``tasks`` is given.
