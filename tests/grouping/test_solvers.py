@@ -133,7 +133,7 @@ def test_the_program_with_loads():
         cp.grouping.create("integer_program", load=found["load"], max_load=2).solve(given, 2)
     with pytest.raises(SolverError, match="max_load=3"):
         cp.grouping.create("integer_program", load=found["load"], max_load=3).solve(given, 2)
-    with pytest.raises(SolverError, match="15 groups"):
+    with pytest.raises(SolverError, match="there are 15 groups"):
         cp.grouping.create("integer_program", assignment="cover").solve(given, 16)
     with pytest.raises(SolverError, match="cannot be parted into 5"):
         cp.grouping.create("integer_program").solve(given, 5)
@@ -187,18 +187,17 @@ def test_selection_equals_all_choices():
         pool = []
         for _ in range(8):
             inside = draw.choice(tasks, size=draw.integers(1, 5), replace=False)
-            pool.append(cp.grouping.Candidate({t: float(draw.random()) for t in inside}, float(draw.choice([0.5, 1]))))
+            pool.append(
+                cp.grouping.Candidate({t: float(draw.random()) for t in map(str, inside)}, float(draw.choice([0.5, 1])))
+            )
         pool.append(cp.grouping.Candidate(dict.fromkeys(tasks, 2.0)))
         plain = min(
             sum(min(c.losses.get(t, np.inf) for c in family) for t in tasks)
             for size in range(1, 5)
             for family in itertools.combinations(pool, size)
-            if sum(c.cost for c in family) <= 2
+            if sum(c.cost for c in family) <= 2 and len({frozenset(c.losses) for c in family}) == size
         )
-        try:
-            made = cp.grouping.select_networks(tasks, pool, 2.0)
-        except OptionError as error:  # two networks of the same tasks were chosen
-            pytest.fail(str(error))
+        made = cp.grouping.select_networks(tasks, pool, 2.0)
         assert made.grouping.score == pytest.approx(plain)
         assert made.cost <= 2
 
@@ -243,7 +242,7 @@ def test_matrix_and_grouping_come_back_from_their_files(tmp_path):
     made = cp.grouping.create("branch_and_bound").solve(matrix(np.ones((3, 3))), 2)
     made.save(tmp_path / "g.json")
     assert cp.grouping.Grouping.load(tmp_path / "g.json") == made
-    with pytest.raises(OptionError, match="t9|task"):
+    with pytest.raises(OptionError, match="b is in no group"):
         cp.grouping.Grouping(("a", "b"), (("a",),), (0, 0))
     with pytest.raises(LookupError, match="did you mean depth"):
         cp.grouping.Grouping(("depth",), (("depht",),), (0,))

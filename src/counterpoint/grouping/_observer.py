@@ -168,8 +168,8 @@ class Estimator(Method):
         for name, value in zip(self.names, values, strict=True):
             if value < 0:
                 raise OptionError(
-                    f"{type(self).__name__}: the loss of {name} is {value:g}, and a ratio of losses means nothing below "
-                    "0; observe a loss that is not negative, or use gradient_cosine"
+                    f"{type(self).__name__}: the loss of {name} is {value:g}, and a ratio of losses means nothing "
+                    "below 0; observe a loss that is not negative, or use gradient_cosine"
                 )
         return [value if value > 1e-12 else math.nan for value in values]
 

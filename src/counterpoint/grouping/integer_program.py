@@ -88,8 +88,9 @@ class IntegerProgram(Solver):
             size = np.maximum(member.sum(axis=1), 1)
             worth = np.where(allowed, np.einsum("gi,ij,gj->g", member, values, member) / size, -np.inf)
             if num_groups > np.isfinite(worth).sum():
+                count = int(np.isfinite(worth).sum())
                 raise SolverError(
-                    f"IntegerProgram: there are {np.isfinite(worth).sum()} groups within {self._limits()}, not {num_groups}"
+                    f"IntegerProgram: there are {count} groups within {self._limits()}, not {num_groups} groups"
                 )
             total, sets = best_cover(worth, num_groups) if cover else best_partition(worth, num_groups)
             if sets:

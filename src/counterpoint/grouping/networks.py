@@ -92,7 +92,7 @@ def select_networks(tasks: Sequence[str], candidates: Sequence[Candidate], budge
     """Return the networks with the smallest sum over tasks of the best loss, within a budget of cost; exact.
 
     Branch and bound; the bound lets every task have its best loss among the candidates that are left. Equal sums: the
-    cheaper choice.
+    cheaper choice, then that with smaller groups. At most one network for the same set of tasks.
 
     Args:
         tasks: Tasks that must be served.
@@ -129,19 +129,26 @@ def _search(
     after = np.full((len(order) + 1, table.shape[1]), np.inf)
     for at in reversed(range(len(order))):
         after[at] = np.minimum(after[at + 1], table[order[at]])
+    inside = np.isfinite(table)
     best: tuple[float, float, tuple[int, ...]] = (math.inf, math.inf, ())
+
+    def members(chosen: tuple[int, ...]) -> int:
+        return int(inside[list(chosen)].sum()) if chosen else 0
 
     def visit(start: int, current: np.ndarray, cost: float, chosen: tuple[int, ...]) -> None:
         nonlocal best
         total = float(current.sum())
-        if total < best[0] - 1e-12 or (total < best[0] + 1e-12 and cost < best[1] - 1e-12):
+        if total < best[0] - 1e-12 or (
+            total < best[0] + 1e-12 and (cost, members(chosen)) < (best[1], members(best[2]))
+        ):
             best = (total, cost, chosen)
         for at in range(start, len(order)):
             bound = float(np.minimum(current, after[at]).sum())
             if bound > best[0] + 1e-12 or (bound > best[0] - 1e-12 and cost >= best[1]):
                 return
             new = np.minimum(current, table[order[at]])
-            if cost + costs[order[at]] <= budget + 1e-9 and (new < current).any():
+            again = any(np.array_equal(inside[order[at]], inside[taken]) for taken in chosen)
+            if not again and cost + costs[order[at]] <= budget + 1e-9 and (new < current).any():
                 visit(at + 1, new, cost + costs[order[at]], (*chosen, order[at]))
 
     visit(0, np.full(table.shape[1], np.inf), 0.0, ())

@@ -17,7 +17,8 @@ from counterpoint.grouping.affinity import Matrix
 class TAG(Estimator):
     """Inter-task affinity: ``Z[i, j] = 1 - L_j(after a step of the shared parameters on L_i) / L_j(before)``.
 
-    The step is tried on the same batch, with the same random numbers, and taken back. Private parameters stay. Losses near 0 (below 1e-12) are skipped; a negative loss is refused.
+    The step is tried on the same batch, with the same random numbers, and taken back. Private parameters stay.
+    Losses near 0 (below 1e-12) are skipped; a negative loss is refused.
 
     Args:
         num_tasks: Number of tasks T; may be left out if ``tasks`` is given.

@@ -31,7 +31,8 @@ class TransferGain(Estimator):
         measure_diagonal: Measure {i, i}.
 
     References:
-        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps are those of
+        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps are
+        those of
         the released collector; that the gain is this ratio is our reading of what it records.
     """
 
