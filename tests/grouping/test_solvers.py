@@ -256,3 +256,17 @@ def test_every_method_says_what_it_is(name):
     assert found.facts["role"] in ("estimator", "solver")
     for fact in ("source", "provenance", "cost", "reads"):
         assert found.facts[fact], fact
+
+
+def test_affinity_propagation_keeps_to_the_budget():
+    pytest.importorskip("counterpoint.grouping.affinity_propagation")
+    given = AffinityMatrix(
+        tuple(f"t{at}" for at in range(5)), np.array(oracle("cilicia_split")["corr"]), directed=False
+    )
+    made = cp.grouping.create("affinity_propagation").solve(given, 2)
+    assert sets(made) == {(0, 1, 2), (3, 4)}
+    assert len(cp.grouping.create("affinity_propagation").solve(given, 1).groups) == 1
+    with pytest.raises(OptionError, match="symmetric"):
+        cp.grouping.create("affinity_propagation").solve(matrix(np.zeros((3, 3))), 2)
+    with pytest.raises(SolverError, match="raise damping"):
+        cp.grouping.create("affinity_propagation", max_iter=2).solve(given, 2)

@@ -4,6 +4,7 @@ from counterpoint.grouping._base import Method as Method
 from counterpoint.grouping._base import Solver as Solver
 from counterpoint.grouping._observer import Estimator as Estimator
 from counterpoint.grouping.affinity import AffinityMatrix as AffinityMatrix
+from counterpoint.grouping.affinity_clusters import AffinityPropagation as AffinityPropagation
 from counterpoint.grouping.agglomerative import Agglomerative as Agglomerative
 from counterpoint.grouping.branch_and_bound import BranchAndBound as BranchAndBound
 from counterpoint.grouping.exhaustive import Exhaustive as Exhaustive

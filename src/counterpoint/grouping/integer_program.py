@@ -1,7 +1,7 @@
 """The integer program of Wang, Pan and Yu, solved exactly by enumeration and dynamic programming."""
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class IntegerProgram(Solver):
             raise SolverError(f"IntegerProgram: {len(values)} tasks cannot be parted into {num_groups} groups")
         raise infeasible("IntegerProgram", num_groups, self._limits())
 
-    def _allowed(self, matrix: AffinityMatrix) -> np.ndarray:
+    def _allowed(self, matrix: AffinityMatrix) -> Any:
         member = membership(len(matrix.tasks))
         allowed = member.any(axis=1)
         if self.max_size is not None:
