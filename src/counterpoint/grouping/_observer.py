@@ -64,6 +64,7 @@ class Estimator(Method):
             optimizer: The optimizer of the real step.
             shared: Parameters that count as shared; default: those that two or more tasks reach.
         """
+        # what the step tries changes parameters in place: observe before the forward pass of the real step
         due = self.steps % self.every == 0
         self.steps += 1
         if due:
@@ -154,7 +155,7 @@ class Estimator(Method):
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise OptionError(f"{type(self).__name__}: the loss of {name} must be one number; take its mean")
             if not torch.isfinite(loss):
-                raise NonFiniteError(f"{type(self).__name__}: the loss of {name} is {float(loss):g}", (name,))
+                raise NonFiniteError(f"{type(self).__name__}: the loss of {name} is {float(loss.detach()):g}", (name,))
         return losses
 
     def positive(self, losses: Sequence[Tensor | None]) -> list[float]:
@@ -163,12 +164,12 @@ class Estimator(Method):
         Raises:
             OptionError: If a loss is negative.
         """
-        values = [math.nan if loss is None else float(loss) for loss in losses]
+        values = [math.nan if loss is None else float(loss.detach()) for loss in losses]
         for name, value in zip(self.names, values, strict=True):
             if value < 0:
                 raise OptionError(
-                    f"{type(self).__name__}: the loss of {name} is {value:g}, and a ratio of losses means nothing below "
-                    "0; observe a loss that is not negative, or use gradient_cosine"
+                    f"{type(self).__name__}: the loss of {name} is {value:g}, and a ratio of losses means nothing "
+                    "below 0; observe a loss that is not negative, or use gradient_cosine"
                 )
         return [value if value > 1e-12 else math.nan for value in values]
 

@@ -60,7 +60,8 @@ class LabelCorrelation(Estimator):
             column = torch.as_tensor(label).detach().double().cpu().numpy()
             if column.shape != (size,):
                 raise OptionError(
-                    f"LabelCorrelation: the labels of {self.names[task]} must be one number for each of {size} samples, "
+                    f"LabelCorrelation: the labels of {self.names[task]} must be one number for each of {size} samples,"
+                    f" "
                     f"got shape {column.shape}"
                 )
             columns[:, task] = column

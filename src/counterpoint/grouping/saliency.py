@@ -17,8 +17,8 @@ from counterpoint.grouping.affinity import Matrix
 class Saliency(Estimator):
     """Distance of saliencies: mean over samples of ``||s_t - s_u||_1``; lower is better.
 
-    ``s_t`` is the gradient of a task's output with respect to the shared features, summed over spatial positions: one number
-    per channel and sample. Exact where heads treat samples apart; a norm over the batch in a head breaks that.
+    ``s_t`` is the gradient of a task's output on the shared features, summed over positions: one number per channel
+    and sample. Exact where heads treat samples apart; a norm over the batch in a head breaks that.
     ``compute`` returns the pair (features with a graph, outputs by task). An output with several numbers per sample is
     summed, which is our reading.
 
@@ -37,9 +37,7 @@ class Saliency(Estimator):
     higher_is_better = False
     diagonal = "0"
     source = "Bai and Zhao, SRDML, KDD 2022, arXiv:2207.01117"
-    provenance = (
-        "distance as in the released code, with a mean over the batch; outputs of several numbers are our reading"
-    )
+    provenance = "distance as in the released code, mean over the batch; several outputs are our reading"
     cost = "1 forward pass and T backward passes of the heads per observation"
     reads = "(features, outputs)"
 

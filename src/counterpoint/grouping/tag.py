@@ -17,14 +17,14 @@ from counterpoint.grouping.affinity import Matrix
 class TAG(Estimator):
     """Inter-task affinity: ``Z[i, j] = 1 - L_j(after a step of the shared parameters on L_i) / L_j(before)``.
 
-    The step is tried on the same batch, with the same random numbers, and taken back. Private parameters stay where they
-    are. Losses near 0 (below 1e-12) are skipped; a negative loss is refused.
+    The step is tried on the same batch, with the same random numbers, and taken back. Private parameters stay.
+    Losses near 0 (below 1e-12) are skipped; a negative loss is refused.
 
     Args:
         num_tasks: Number of tasks T; may be left out if ``tasks`` is given.
         tasks: Names of the tasks.
         every: Measure every so many calls of ``observe``.
-        use_optimizer_state: Step as the optimizer would, with its momentum, Adam moments and weight decay. ``False``: the
+        use_optimizer_state: Step as the optimizer would, with momentum, Adam moments and weight decay. ``False``: the
             paper's plain gradient step at the optimizer's learning rate.
         divide_by_lr: Divide by the learning rate of the first parameter group, as the released code does.
 

@@ -18,8 +18,8 @@ from counterpoint.grouping.affinity import Matrix
 class TransferGain(Estimator):
     """Gain ``S[j, i] = 1 - L_i(after a step on L_i + L_j) / L_i(after a step on L_i alone)``.
 
-    All steps are tried from the same point on the same batch and taken back. The diagonal is the doubled gradient {i, i}
-    where ``measure_diagonal``, else 0.
+    All steps are tried from the same point on the same batch and taken back. The diagonal is the doubled gradient
+    {i, i} where ``measure_diagonal``, else 0.
 
     Args:
         num_tasks: Number of tasks T; may be left out if ``tasks`` is given.
@@ -31,7 +31,8 @@ class TransferGain(Estimator):
         measure_diagonal: Measure {i, i}.
 
     References:
-        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps are those of
+        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps are
+        those of
         the released collector; that the gain is this ratio is our reading of what it records.
     """
 
