@@ -73,8 +73,8 @@ def test_first_observation_by_hand(tmp_path):
     run = override(RUN, [("training.epochs", "1"), ("optimizer", "SGD"), ("optimizer.lr", "0.1")])
     plan = measure_and_group("digits", run, GroupOptions(every=1000), tmp_path / "a")
     built = build(run)
-    order = list(SeededSampler(200, run.seed))[:100]
-    batch = built.data.split("train").__getitems__(order)
+    split = built.data.split("train")
+    batch = split.__getitems__(list(SeededSampler(split, run.seed))[:100])
 
     def losses():
         output = built.model(batch["image"], ["left", "right"])

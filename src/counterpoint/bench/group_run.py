@@ -84,7 +84,7 @@ class _Observer:
             if self.current.reads == "labels":
                 return {task.name: batch.get(task.name) for task in tasks}
             losses, output = forward(model, tasks, batch)
-            return losses if self.current.reads == "losses" else (output.features, output.preds)
+            return losses if self.current.reads == "losses" else (output.features[-1], output.preds)
 
         self.current.observe(compute, parts.raw_model, parts.raw_optimizer)
 

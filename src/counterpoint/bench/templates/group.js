@@ -2,6 +2,7 @@
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   for (const { key, data, layout } of figures) {
+    if (window.innerWidth < 600) data[0].texttemplate = ""; // no room for numbers; a touch shows them
     const place = document.getElementById(`figure-${key}`);
     Plotly.newPlot(place, data, layout, { responsive: true, displayModeBar: false });
   }
