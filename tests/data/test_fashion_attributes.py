@@ -23,7 +23,7 @@ def data(root):
 
 def test_measures_pixel_by_pixel(scans):
     images, _ = scans["FashionMNIST", "t10k"]
-    images = images // np.arange(1, 13, dtype=np.uint8)[:, None, None]
+    images = images // np.arange(1, 7, dtype=np.uint8).repeat(2)[:, None, None]  # of different brightness
     np.testing.assert_allclose(np.stack(measure(images), 1), [by_pixel(image) for image in images], rtol=1e-5)
     mirrored = np.concatenate([images[:, :, :14], images[:, :, 13::-1]], axis=2)
     np.testing.assert_allclose(measure(mirrored)[1], 0)
