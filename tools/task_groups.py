@@ -1,8 +1,8 @@
 """Measure the evidence for task groups and write ``docs/results/task_groups.md``.
 
-``python tools/task_groups.py --root DATA`` with the FashionMNIST files under DATA. Can be stopped at any moment and goes
-on when it is given again. About half an hour with two workers on two cores; ``--smoke`` takes a minute and shows only
-that everything runs.
+``python tools/task_groups.py --root DATA`` with the FashionMNIST files under DATA. Can be stopped at any moment and
+goes on when it is given again. About half an hour with two workers on two cores; ``--smoke`` takes a minute and shows
+only that everything runs.
 """
 
 import argparse

@@ -201,7 +201,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--schedules", "alternatin"], "no schedule is called 'alternatin'; did you mean alternating?"),
+        (["--schedules", "alternatng"], "no schedule is called 'alternatng'; did you mean alternating?"),
         (["--schedules", "fixed_groups"], "FixedGroups needs groups; give it with 'fixed_groups(groups=VALUE)'"),
         (["--schedules", "alternating(ordr=fixed)"], "did you mean order?"),
         (["--schedules", "fixed_groups(groups=[[left],[rigth]])"], "did you mean right?"),
