@@ -181,6 +181,21 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             higher_is_better=False,
             max_decimals=1,
         ),
+        *_pass_columns(),
+        Column(
+            group,
+            "Epochs",
+            "Epochs that had ended at this reading.",
+            _read(lambda reading: reading.epochs),
+            max_decimals=1,
+        ),
+    ]
+
+
+def _pass_columns() -> list[Column]:
+    """Return the columns that count passes and updates."""
+    group = COST
+    return [
         Column(
             group,
             "Backward",
@@ -199,13 +214,6 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             "a batch",
             higher_is_better=False,
             max_decimals=2,
-        ),
-        Column(
-            group,
-            "Epochs",
-            "Epochs that had ended at this reading.",
-            _read(lambda reading: reading.epochs),
-            max_decimals=1,
         ),
     ]
 
