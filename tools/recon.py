@@ -105,7 +105,7 @@ def prepare(run: RunConfig, seeds: Sequence[int], folder: Path) -> CompareConfig
         splits[name] = {seed: recon.split_config(other, init="independent") for seed, other in others.items()}
     methods = [*METHODS, *(f"{method} [recon]" for method in METHODS)]
     methods += [f"{method} [{name}]" for name in RANDOM for method in RANDOM_METHODS]
-    return dataclasses.replace(make_config(run, METHODS, seeds, splits), methods=tuple(methods))
+    return dataclasses.replace(make_config(run, METHODS, seeds, splits=splits), methods=tuple(methods))
 
 
 def train(config: CompareConfig, folder: Path, workers: int) -> None:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from counterpoint.bench import recon
 from counterpoint.bench.build import build
-from counterpoint.bench.compare import load_compare, make_config, make_jobs, part_method, run_comparison
+from counterpoint.bench.compare import load_compare, make_config, make_jobs, run_comparison
 from counterpoint.bench.comparison import read_comparison
+from counterpoint.bench.dimensions import part_split
 from counterpoint.bench.recipes import digits
 from counterpoint.bench.run_config import SplitConfig, override, parse_run
 from counterpoint.bench.runner import run_one
@@ -235,10 +236,10 @@ def test_bad_splits():
 
 
 def test_names_of_methods():
-    assert part_method("pcgrad [recon]") == ("pcgrad", "recon")
-    assert part_method("cagrad(c=0.2) [rsl]") == ("cagrad(c=0.2)", "rsl")
-    assert part_method("fixed(task_weights=[1, 2])") == ("fixed(task_weights=[1, 2])", None)
-    assert part_method("pcgrad") == ("pcgrad", None)
+    assert part_split("pcgrad [recon]") == ("pcgrad", "recon")
+    assert part_split("cagrad(c=0.2) [rsl]") == ("cagrad(c=0.2)", "rsl")
+    assert part_split("fixed(task_weights=[1, 2])") == ("fixed(task_weights=[1, 2])", None)
+    assert part_split("pcgrad") == ("pcgrad", None)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def compared(tmp_path_factory):
     plan = SplitPlan(LAYERS, sizes(build(small()).model), scores=dict.fromkeys(LAYERS, 1.0))
     splits = {"recon": dict.fromkeys((0, 1), recon.split_config(plan))}
     splits["rsl"] = {seed: recon.split_config(recon.other_plan(plan, "rsl", seed=seed)) for seed in (0, 1)}
-    config = make_config(small(), ["pcgrad"], (0, 1), splits)
+    config = make_config(small(), ["pcgrad"], (0, 1), splits=splits)
     run_comparison(config, folder, workers=1, listener=lambda event: None)
     return folder
 

@@ -5,7 +5,7 @@ from counterpoint.errors import OptionError, UnknownNameError
 
 
 def test_names_and_facts():
-    assert data.names() == ["digits", "multi_fashion_mnist"]
+    assert data.names() == ["digits", "fashion_attributes", "multi_fashion_mnist"]
     for name in data.names():
         described = data.describe(name)
         assert described.facts["source"]

@@ -182,15 +182,7 @@ def cost_columns(comparison: Comparison) -> list[Column]:
             higher_is_better=False,
             max_decimals=1,
         ),
-        Column(
-            group,
-            "Backward",
-            "Backward passes through the shared part over the whole training.",
-            lambda row, _reading: row.num_backward,
-            "passes",
-            higher_is_better=False,
-            max_decimals=0,
-        ),
+        *_pass_columns(),
         Column(
             group,
             "Epochs",
@@ -238,6 +230,32 @@ def split_columns(comparison: Comparison) -> list[Column]:
 
 def _scaled(spread: Spread, factor: float) -> Spread:
     return Spread(tuple(factor * value for value in spread.values))
+
+
+def _pass_columns() -> list[Column]:
+    """Return the columns that count passes and updates."""
+    group = COST
+    return [
+        Column(
+            group,
+            "Backward",
+            "Backward passes through the shared part over the whole training; summed over networks.",
+            lambda row, _reading: row.num_backward,
+            "passes",
+            higher_is_better=False,
+            max_decimals=0,
+        ),
+        Column(
+            group,
+            "Updates",
+            "Forward passes and optimizer steps for each batch; more than one where groups of tasks are updated in "
+            "turn or a method has several networks.",
+            lambda row, _reading: row.num_updates,
+            "a batch",
+            higher_is_better=False,
+            max_decimals=2,
+        ),
+    ]
 
 
 def all_columns(comparison: Comparison) -> list[Column]:

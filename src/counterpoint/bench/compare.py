@@ -1,6 +1,7 @@
 """A comparison: methods x seeds with their baselines, in one folder that can be gone on with at any time."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 
 import yaml
 
+from counterpoint import schedules
 from counterpoint.bench.build import build, check_run
-from counterpoint.bench.method import build_balancer, canonical_name, check_balancer
-from counterpoint.bench.results import TaskInfo
-from counterpoint.bench.run_config import (
-    BalancerConfig,
-    RunConfig,
-    ScheduleConfig,
-    SplitConfig,
-    one_line,
-    parse_run,
-    plain,
+from counterpoint.bench.dimensions import (
+    DIMENSIONS,
+    SPLIT_NAME,
+    cross,
+    format_spec,
+    parse_combination,
+    parse_spec,
+    part_split,
+    parts_of,
 )
+from counterpoint.bench.method import build_balancer
+from counterpoint.bench.results import TaskInfo
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, SplitConfig, parse_run, plain
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
@@ -28,7 +32,6 @@ from counterpoint.training.seed import check_seed
 
 Splits = Mapping[str, Mapping[int, SplitConfig]]
 
-_SPLIT_NAME = r"[\w.-]+"
 SINGLE_TASK = "single_task"
 BASELINES = ("equal", "rlw")  # in every comparison, beside the single-task networks
 COMPARE = "compare.yaml"
@@ -40,7 +43,8 @@ class CompareConfig:
 
     Attributes:
         run: Configuration that all runs have in common; its balancer, tasks and seed are replaced.
-        methods: Keys of balancers, with options as in ``"cagrad(c=0.2)"``; the baselines are always there.
+        methods: Keys of balancers, with options as in ``"cagrad(c=0.2)"``, and what they have of the other
+            dimensions, as in ``"pcgrad @ alternating"``; the baselines are always there.
         seeds: Seeds of every method.
         splits: Name -> seed -> layers that are split. A method with such a name in brackets, ``"pcgrad [recon]"``, is
             trained on the split network.
@@ -61,79 +65,71 @@ class CompareConfig:
             }
         return content
 
-    def of(self, method: str, seed: int) -> RunConfig:
-        """Return what one method runs with one seed."""
-        name, split = part_method(method)
-        config = dataclasses.replace(self.run, seed=seed, balancer=parse_method(name))
+    def base(self, method: str, seed: int) -> RunConfig:
+        """Return the configuration that a method starts from with one seed: with its split, if it has one."""
+        _, split = part_split(method)
+        config = dataclasses.replace(self.run, seed=seed)
         return config if split is None else dataclasses.replace(config, split=self.splits[split][seed])
 
 
 def make_config(
-    run: RunConfig, methods: Sequence[str], seeds: Sequence[int], splits: Splits | None = None
+    run: RunConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    others: Mapping[str, Sequence[str]] | None = None,
+    splits: Splits | None = None,
 ) -> CompareConfig:
     """Check methods and seeds and put the baselines first.
 
     Args:
-        run: What all runs have in common.
-        methods: Keys of balancers, with options perhaps.
+        run: Configuration that all runs have in common.
+        methods: Balancers, or whole methods such as ``"pcgrad @ alternating"``.
         seeds: Seeds of every method.
-        splits: Name -> seed -> layers to split: every method is run on each split network as well.
+        others: Key of a further dimension, such as ``"schedule"`` -> its specs: every method is run with each of them.
+            The baselines are not.
+        splits: Name -> seed -> layers to split: every method, and equal weighting, is run on each split network as
+            well.
 
     Raises:
-        OptionError: If a method or one of its options does not exist, or a seed is given twice.
+        OptionError: If a method or one of its options does not exist, or a seed is given twice, or the run sets a
+            dimension for all methods that ``others`` varies.
     """
+    for key, specs in (others or {}).items():
+        if specs and getattr(run, key, None) != getattr(RunConfig(), key, None):
+            raise OptionError(
+                f"--{key}s: the run sets {key} {getattr(run, key).name!r} for all methods, the baselines too; leave "
+                f"that out, or list it among --{key}s"
+            )
     if not seeds or len(set(seeds)) != len(seeds):
         raise OptionError(f"seeds must be different whole numbers, at least one, got {list(seeds)}")
     for seed in seeds:
         check_seed(seed)
-    canonical = [method_name(parse_method(method)) for method in methods]
-    ordered = dict.fromkeys([*BASELINES, *canonical])
+    crossed = cross(methods, others or {})
+    ordered = dict.fromkeys([*BASELINES, *crossed])
     for name in splits or {}:
-        if not re.fullmatch(_SPLIT_NAME, name):
+        if not re.fullmatch(SPLIT_NAME, name):
             raise OptionError(f"split {name!r}: a name is of letters, digits, '.', '_' and '-'")
-        ordered |= dict.fromkeys(f"{method} [{name}]" for method in dict.fromkeys(["equal", *canonical]))
+        ordered |= dict.fromkeys(f"{method} [{name}]" for method in dict.fromkeys(["equal", *crossed]))
     return CompareConfig(run, tuple(ordered), tuple(seeds), dict(splits or {}))
 
 
-def part_method(method: str) -> tuple[str, str | None]:
-    """Return the balancer of a method and the name of the split in brackets behind it, if there is one."""
-    match = re.fullmatch(rf"(.*\S)\s+\[({_SPLIT_NAME})\]\s*", method)
-    return (method, None) if match is None else (match[1], match[2])
-
-
 def parse_method(text: str) -> BalancerConfig:
-    """Read ``"cagrad"`` or ``"cagrad(c=0.2, rescale=1)"``; values are written as in YAML.
+    """Read a balancer: ``"cagrad"`` or ``"cagrad(c=0.2, rescale=1)"``; values are written as in YAML.
 
     ``"uncertainty+pcgrad"`` is a chain, ``"uncertainty+pcgrad(pcgrad={reduction: mean})"`` one with options, and
     ``wrap={every: 4}`` among the options wraps the balancer.
 
-    A split in brackets behind it is left out; see :func:`part_method`.
+    A split in brackets behind it is left out; see :func:`counterpoint.bench.dimensions.part_split`.
 
     Raises:
         OptionError: If it is not of that form, or an option does not exist.
     """
-    text, _ = part_method(text)
-    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
-    if match is None:
-        raise OptionError(f"method {text!r} is not of the form name or name(option=value, ...)")
-    name = canonical_name(match[1])
-    try:
-        written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
-        options = yaml.safe_load("{" + written + "}") or {}
-    except yaml.YAMLError as error:
-        raise OptionError(f"method {text!r}: {one_line(error)}") from error
-    config = BalancerConfig(name, {key: options[key] for key in options if key != "wrap"}, options.get("wrap") or {})
-    check_balancer(config, where=f"'{name}({{}}=VALUE)'")
-    return config
+    return parse_spec(DIMENSIONS[0], part_split(text)[0])
 
 
 def method_name(balancer: BalancerConfig) -> str:
-    """Return the name of a method in tables: its key, with its options where they are not the defaults."""
-    options = ", ".join(
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
-        for key, value in [*balancer.options.items(), *([("wrap", balancer.wrap)] if balancer.wrap else [])]
-    )
-    return f"{balancer.name}({options})" if options else balancer.name
+    """Return the name of a balancer in tables: its key, with its options where they are not the defaults."""
+    return format_spec(DIMENSIONS[0], balancer)
 
 
 def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
@@ -152,11 +148,18 @@ def check_comparison(config: CompareConfig) -> tuple[TaskInfo, ...]:
     tasks = tuple(describe_task(task) for task in build(config.run).tasks)
     if len(tasks) < 2:
         raise OptionError(f"a comparison needs at least two tasks, got {[task.name for task in tasks]}")
+    names = [task.name for task in tasks]
     for method in config.methods:
-        build_balancer(parse_method(method), [task.name for task in tasks])
+        networks = parse_combination(method).get("networks")
+        if networks is not None:
+            networks.check_tasks(names)
+        for part in parts_of(config.run, method):
+            own = names if part.label is None else list(part.config.data.tasks or names)
+            build_balancer(part.config.balancer, own)
+            schedules.create(part.config.schedule.name, tasks=own, **part.config.schedule.options)
     for name in config.splits:
         for seed in config.seeds:
-            build(config.of(f"equal [{name}]", seed))
+            build(config.base(f"equal [{name}]", seed))
     return tasks
 
 
@@ -172,8 +175,11 @@ def make_jobs(config: CompareConfig, folder: Path, tasks: Sequence[str]) -> list
             )
             jobs.append(Job(SINGLE_TASK, task, only, folder / "runs" / f"{SINGLE_TASK}-{task}" / f"seed{seed}"))
         for method in config.methods:
-            path = folder / "runs" / _folder_name(method) / f"seed{seed}"
-            jobs.append(Job(method, None, config.of(method, seed), path))
+            for part in parts_of(config.base(method, seed), method):
+                place = (
+                    folder / "runs" / _folder_name(method) / ("" if part.label is None else _folder_name(part.label))
+                )
+                jobs.append(Job(method, part.label, part.config, place / f"seed{seed}", part.serves))
     return jobs
 
 
@@ -230,6 +236,16 @@ def describe_task(task: Task) -> TaskInfo:
     return TaskInfo(task.name, units, {name: spec.higher_is_better for name, spec in task.metrics.items()})
 
 
+_LONGEST = 120  # characters of a folder name; file systems allow 255 bytes
+
+
 def _folder_name(method: str) -> str:
-    """Return a method as a folder name."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", method).strip("-")
+    """Return a method as a folder name.
+
+    Brackets and marks are lost in it, so a method of several dimensions gets a digest: ``[[a, b]]`` and ``[[a], [b]]``
+    are two methods.
+    """
+    written = re.sub(r"[^A-Za-z0-9_.=-]+", "-", method).strip("-")
+    digest = hashlib.sha256(method.encode()).hexdigest()[:8]
+    marked = any(f" {dimension.mark} " in method for dimension in DIMENSIONS[1:])
+    return f"{written[:_LONGEST]}-{digest}" if marked or len(written) > _LONGEST else written

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs, parse_method
+from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs
+from counterpoint.bench.dimensions import parse_combination
 from counterpoint.bench.method import what_it_reads
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
@@ -45,9 +46,8 @@ def read_comparison(folder: Path) -> Comparison:
     rows = _Table(config, tasks, runs).rows()
     machine = next((job.path / ENVIRONMENT for job in jobs if (job.path / ENVIRONMENT).exists()), None)
     training = config.run.training
-    what = "methods" if config.splits else "balancers"
     return Comparison(
-        title=f"{len(config.methods)} {what} on {config.run.data.name}, {len(config.seeds)} seeds",
+        title=f"{len(config.methods)} {_what_is_compared(config)} on {config.run.data.name}, {len(config.seeds)} seeds",
         tasks=tasks,
         seeds=config.seeds,
         selection=describe_rule(training.selection, training.selection_k),
@@ -84,7 +84,15 @@ def _read_run(job: Job) -> RunRecord:
         conflicts=tuple(record for record in records if record.get("kind") == "conflict"),
         result={} if finished is None else finished.result,
         timing={} if finished is None else finished.timing,
+        serves=job.serves,
+        schedules=tuple(record for record in records if record.get("kind") == "schedule"),
     )
+
+
+def _what_is_compared(config: CompareConfig) -> str:
+    """Return ``"balancers"``, or ``"methods"`` where they differ in something else, too."""
+    plain = all(len(parse_combination(method)) == 1 for method in config.methods)
+    return "balancers" if plain else "methods"
 
 
 class _Table:
@@ -102,6 +110,9 @@ class _Table:
         self.runs = runs
         self.training = config.run.training
         self.directions = {task.name: task.higher_is_better for task in tasks}
+        self.parts: dict[str, dict[str | None, None]] = {}
+        for method, part, _ in runs:
+            self.parts.setdefault(method, {})[part] = None
         self.baseline = self._baseline()
 
     def rows(self) -> tuple[MethodRow, ...]:
@@ -119,9 +130,8 @@ class _Table:
 
         family = "baseline"
         if method not in (SINGLE_TASK, *BASELINES):
-            family = what_it_reads(parse_method(method))
-        tasks = [task.name for task in self.tasks] if method == SINGLE_TASK else [None]
-        wanted = [self.runs[method, task, seed] for seed in self.seeds for task in tasks]
+            family = what_it_reads(parse_combination(method)["balancer"])
+        wanted = [run for seed in self.seeds for run in self._runs_of(method, seed)]
         return MethodRow(
             method=method,
             family=family,
@@ -131,7 +141,6 @@ class _Table:
             train_seconds=over_seeds(lambda run: run.timing["train_seconds"]),
             peak_memory_mb=Spread(tuple(self._largest_memory(method, seed) for seed in self.seeds)),
             num_backward=over_seeds(lambda run: run.result["num_backward"]),
-            num_parameters=over_seeds(lambda run: run.result["num_parameters"]),
             severe=self._severe(method),
             reduced=Spread(
                 tuple(
@@ -140,11 +149,12 @@ class _Table:
                 )
             ),
             errors={run.seed: run.error for run in wanted if run.error is not None},
+            num_updates=over_seeds(_updates_per_batch),
+            num_parameters=over_seeds(lambda run: run.result["num_parameters"]),
         )
 
     def _runs_of(self, method: str, seed: int) -> list[RunRecord]:
-        tasks = [task.name for task in self.tasks] if method == SINGLE_TASK else [None]
-        return [self.runs[method, task, seed] for task in tasks]
+        return [self.runs[method, part, seed] for part in self.parts[method]]
 
     def _sum_over_tasks(self, method: str, seed: int, value: Callable[[RunRecord], float]) -> float:
         runs = self._runs_of(method, seed)
@@ -182,8 +192,7 @@ class _Table:
         for seed in self.seeds:
             runs = self._runs_of(method, seed)
             if all(run.status == "done" for run in runs):
-                merged = {task: values for run in runs for task, values in _numbers(run.result["test"]).items()}
-                found.append((merged, runs[0].result["epochs"]))
+                found.append((_joined(runs, [run.result["test"] for run in runs]), runs[0].result["epochs"]))
             else:
                 found.append((None, math.nan))
         return found
@@ -192,10 +201,10 @@ class _Table:
         """Return for each seed what the rule picks among the epochs that ended while equal weighting trained."""
         found: list[tuple[Metrics | None, float]] = []
         for seed in self.seeds:
-            run, equal = self.runs[method, None, seed], self.runs["equal", None, seed]
+            runs, equal = self._runs_of(method, seed), self.runs["equal", None, seed]
             budget = equal.history[-1]["train_seconds"] if equal.status == "done" else -math.inf
-            history = [record for record in run.history if record["train_seconds"] <= budget]
-            if run.status != "done" or not history:
+            history = [record for record in _joined_history(runs) if record["train_seconds"] <= budget]
+            if any(run.status != "done" for run in runs) or not history:
                 found.append((None, math.nan))
                 continue
             _, metrics = select(history, self.training.selection, self.training.selection_k, self.directions)
@@ -271,6 +280,40 @@ class _Table:
             f"{task.name}/{name}": higher for task in self.tasks for name, higher in task.higher_is_better.items()
         }
         return mean_rank(ranked, directions) if ranked else {}
+
+
+def _joined(runs: Sequence[RunRecord], found: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Metrics:
+    """Return the metrics of each task from the network that serves it.
+
+    Args:
+        runs: The networks of a method.
+        found: Task -> metric -> value of each.
+    """
+    return {
+        task: values
+        for run, own in zip(runs, found, strict=True)
+        for task, values in _numbers(own).items()
+        if run.serves is None or task in run.serves
+    }
+
+
+def _joined_history(runs: Sequence[RunRecord]) -> Sequence[Mapping[str, Any]]:
+    """Return the epochs of a method: several networks count as trained side by side, and their times are summed."""
+    if len(runs) == 1:
+        return runs[0].history
+    return [
+        {
+            "epoch": records[0]["epoch"],
+            "train_seconds": sum(record["train_seconds"] for record in records),
+            **{split: _joined(runs, [record[split] for record in records]) for split in ("val", "test")},
+        }
+        for records in zip(*(run.history for run in runs), strict=False)
+    ]
+
+
+def _updates_per_batch(run: RunRecord) -> float:
+    """Return optimizer steps for each batch, on average; runs of before this was recorded took one."""
+    return run.result.get("num_updates", run.result["steps"]) / run.result["steps"]
 
 
 def _usable(baseline: Mapping[str, float]) -> bool:

@@ -6,6 +6,7 @@ A figure is plain data in plotly's vocabulary, ready for JSON; nothing here impo
 import dataclasses
 import html
 import math
+import re
 from typing import Any
 
 from counterpoint.bench.numbers import format_exact, plain
@@ -16,6 +17,7 @@ from counterpoint.bench.results import Comparison, MethodRow, Spread
 GRID = "#e6e8eb"
 ZERO = "#444b55"
 MAX_LABEL = 20  # longer names would leave no room for the data on a phone; the tooltip has them whole
+_MARKS = r" (?=[@#] )"  # between what a method has of each dimension, see bench.dimensions
 
 Trace = dict[str, Any]
 
@@ -61,8 +63,16 @@ def escape(text: str) -> str:
 
 
 def short(name: str) -> str:
-    """Return a name that fits beside an axis."""
-    return escape(name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}\u2026")
+    """Return a name that fits beside an axis: what a method has of each dimension on a line of its own.
+
+    Where options are cut, their end stays: groups of tasks differ there.
+    """
+    if len(name) <= MAX_LABEL or not re.search(_MARKS, name):
+        return escape(name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}\u2026")
+    half = MAX_LABEL // 2
+    pieces = re.split(_MARKS, name)
+    cut = [piece if len(piece) <= MAX_LABEL else f"{piece[: half - 1]}\u2026{piece[-half:]}" for piece in pieces]
+    return "<br>".join(escape(piece) for piece in cut)
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def render_report(comparison: Comparison) -> str:
     )
     sections = _sections(comparison)
     scripts = {
-        "plotly": _inline(require("plotly.offline", extra="bench").get_plotlyjs()),
-        "page": _inline((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        "plotly": inline_script(require("plotly.offline", extra="bench").get_plotlyjs()),
+        "page": inline_script((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     }
     return environment.get_template("report.html.jinja").render(
         comparison=comparison,
@@ -74,7 +74,7 @@ def render_report(comparison: Comparison) -> str:
         versions=_yaml(comparison.environment),
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        hashes=[_hash(text) for text in scripts.values()],
+        hashes=[hash_source(text) for text in scripts.values()],
     )
 
 
@@ -88,12 +88,12 @@ def _sections(comparison: Comparison) -> list[Section]:
     ]
 
 
-def _inline(script: str) -> str:
+def inline_script(script: str) -> str:
     """Return a script as it may stand in a page: nothing in it ends the element, line ends as a parser sees them."""
     return script.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _hash(script: str) -> str:
+def hash_source(script: str) -> str:
     """Return the source expression that lets a content security policy run this very script and no other."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 

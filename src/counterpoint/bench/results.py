@@ -59,7 +59,7 @@ class MethodRow:
     """One line of the table.
 
     Attributes:
-        method: Key of the balancer, or ``"single_task"``.
+        method: Name of the method, such as ``"pcgrad"`` or ``"pcgrad @ alternating"``, or ``"single_task"``.
         family: ``"baseline"`` (single-task, equal, random weights), ``"losses"``, ``"gram"`` or ``"jacobian"``.
         final: Read at the end of training by the selection rule; ``None`` if every run failed.
         equal_time: Read at the training time at which equal weighting with the same seed had ended; ``None`` if
@@ -68,9 +68,10 @@ class MethodRow:
         train_seconds: Time of all training steps, without evaluation and monitoring; summed over tasks for
             single-task networks.
         peak_memory_mb: Peak memory of the process above that at the start of training, MB.
-        num_backward: Backward passes through the shared part over the whole training.
+        num_backward: Backward passes through the shared part over the whole training; summed over networks.
         errors: Seed -> message of a run that failed.
-        num_parameters: Parameters of the network, copies included; summed over tasks for single-task networks.
+        num_updates: Forward passes and optimizer steps for each batch; summed over networks.
+        num_parameters: Parameters, the copies of split layers included; summed over networks.
         severe: Share of the measured cosines between task gradients, of all that is still shared, below -0.01.
         reduced: ``1 - severe / severe of equal weighting on the network that is not split``, with the same seed.
     """
@@ -84,6 +85,7 @@ class MethodRow:
     peak_memory_mb: Spread
     num_backward: Spread
     errors: dict[int, str]
+    num_updates: Spread = Spread(())
     num_parameters: Spread = Spread(())
     severe: Spread = Spread(())
     reduced: Spread = Spread(())
@@ -103,8 +105,8 @@ class RunRecord:
     """One run, as read from its folder.
 
     Attributes:
-        method: Key of the balancer, or ``"single_task"``.
-        task: The only task of a single-task network, else ``None``.
+        method: Name of the method, or ``"single_task"``.
+        task: Of a method with several networks, the tasks of this one, joined by plus signs; else ``None``.
         seed: Seed.
         status: ``"done"`` or ``"failed"``.
         error: Message of a failed run.
@@ -113,6 +115,8 @@ class RunRecord:
         conflicts: Now and then: ``step``, ``epoch`` (a fraction), ``cosine`` (``"a|b"`` -> cosine of the gradients).
         result: Content of ``result.json``; empty for a failed run.
         timing: Content of ``timing.json``; empty for a failed run.
+        serves: Tasks whose numbers the method takes from this run; ``None`` for all.
+        schedules: Records of the schedule, now and then: ``step``, ``epoch``, ``groups``, and what it measured.
     """
 
     method: str
@@ -124,6 +128,8 @@ class RunRecord:
     conflicts: tuple[dict[str, Any], ...]
     result: dict[str, Any]
     timing: dict[str, Any]
+    serves: tuple[str, ...] | None = None
+    schedules: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

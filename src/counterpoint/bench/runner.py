@@ -26,16 +26,18 @@ class Job:
     """One run of a comparison.
 
     Attributes:
-        method: Key of the balancer with its options, or ``"single_task"``.
-        task: The only task of a single-task network, else ``None``.
+        method: Name of the method, or ``"single_task"``.
+        task: Of a method with several networks, the tasks of this one, joined by plus signs; else ``None``.
         config: What to run.
         path: Its folder.
+        serves: Tasks whose numbers the method takes from this run; ``None`` for all.
     """
 
     method: str
     task: str | None
     config: RunConfig
     path: Path
+    serves: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:

@@ -57,9 +57,10 @@ def write_csv(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     - ``errors``: failed runs, as ``seed <seed>: <message>``, separated by `` | ``;
     - measured cost, which differs from machine to machine and from run to run, and is the same at both readings:
       ``cost/step_ms``, ``cost/train_seconds``, ``cost/relative_time`` (to equal weighting), ``cost/peak_memory_mb``,
-      ``cost/num_backward``, each with ``/<stat>``;
-    - where networks are split: ``num_parameters/<stat>``, ``conflict/severe/<stat>`` (share of measured cosines between
-      task gradients below -0.01) and ``conflict/reduced/<stat>``.
+      ``cost/num_backward``, ``cost/num_updates`` (forward passes and optimizer steps for each batch),
+      ``cost/num_parameters`` (summed over the networks of a method), each with ``/<stat>``;
+    - where networks are split: ``conflict/severe/<stat>`` (share of measured cosines of task gradients below -0.01)
+      and ``conflict/reduced/<stat>``.
 
     A number that does not exist is ``nan``.
 
@@ -114,11 +115,12 @@ def _csv_line(comparison: Comparison, row: MethodRow, name: str) -> dict[str, An
         "relative_time": relative_time(comparison, row),
         "peak_memory_mb": row.peak_memory_mb,
         "num_backward": row.num_backward,
+        "num_updates": row.num_updates,
+        "num_parameters": row.num_parameters,
     }
     for cost, spread in costs.items():
         put(f"cost/{cost}", spread)
     if comparison.config.get("splits"):
-        put("num_parameters", row.num_parameters)
         put("conflict/severe", row.severe)
         put("conflict/reduced", row.reduced)
     return line
@@ -295,7 +297,11 @@ def _terminal_table(comparison: Comparison, chosen: list[tuple[Column, str]]) ->
     table = rich_table.Table(
         title=text(_printable(title), style="bold"), box=rich_box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    table.add_column("method", overflow="ellipsis", no_wrap=True, max_width=22, min_width=12)
+    marked = any(" @ " in row.method or " # " in row.method for row in comparison.rows)  # their end tells them apart
+    if marked:
+        table.add_column("method", overflow="fold", max_width=32, min_width=20)
+    else:
+        table.add_column("method", overflow="ellipsis", no_wrap=True, max_width=22, min_width=12)
     for column, name in chosen:
         place = "\nequal time" if name == "equal_time" else ""
         unit = f"\n{column.unit}" if column.unit and not place else ""

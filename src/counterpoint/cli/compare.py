@@ -27,6 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="names, patterns, 'cagrad(c=0.2)', 'uncertainty+pcgrad', 'pcgrad(wrap={every: 4})'; default: all",
     )
+    parser.add_argument(
+        "--schedules",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="run every balancer with each: joint, 'fixed_groups(groups=[[a], [b]])'; baselines stay joint",
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=[],
+        metavar="GROUPS",
+        help="run every balancer also with one network per group: '[[a, b], [c]]'",
+    )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="also one network per group of a plan of counterpoint group"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare-RECIPE)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores / threads of a run)")
@@ -40,7 +57,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from counterpoint.cli._progress import RunProgress
     from counterpoint.cli.report import write_all
 
-    comparison = make_config(config, match_methods(args.balancers), args.seeds)
+    methods = match_methods(args.balancers)
+    others = {"schedule": args.schedules}
+    comparison = make_config(
+        config, [*methods, *separate_networks(methods, args.networks, args.plan)], args.seeds, others
+    )
     folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
     workers = args.workers if args.workers is not None else default_workers(config.training.threads)
     if workers < 1:
@@ -51,6 +72,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         run_comparison(comparison, folder, workers=workers, listener=progress.listen)
     write_all(folder, as_json=args.json)
     return 1 if progress.failed else 0
+
+
+def separate_networks(methods: Sequence[str], groups: Sequence[str], plan: Path | None) -> list[str]:
+    """Return each method with one network per group instead of one for all tasks, trained jointly."""
+    options = [f"groups={own}" for own in groups] + ([f"plan={str(plan)!r}"] if plan is not None else [])
+    return [f"{method} @ joint # networks({own})" for own in options for method in methods]
 
 
 def match_methods(wanted: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from counterpoint._optional import missing_extra
 from counterpoint._version import __version__
-from counterpoint.cli import compare, list_names, profile, report, show, split, train
+from counterpoint.cli import compare, group, list_names, profile, report, show, split, train
 from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, RunError, SolverError
 from counterpoint.registry import nearest
 
@@ -18,6 +18,7 @@ VERBS = {
     "train": train,
     "compare": compare,
     "split": split,
+    "group": group,
     "profile": profile,
     "report": report,
 }

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         splits[name] = {
             each: recon.split_config(recon.other_plan(plan, name, seed=each), init=args.init) for each in args.seeds
         }
-    comparison = make_config(config, match_methods(args.balancers), args.seeds, splits)
+    comparison = make_config(config, match_methods(args.balancers), args.seeds, splits=splits)
     workers = args.workers if args.workers is not None else default_workers(config.training.threads)
     if workers < 1:
         raise OptionError(f"--workers must be at least 1, got {workers}")

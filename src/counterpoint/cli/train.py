@@ -7,6 +7,7 @@ from pathlib import Path
 
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
+from counterpoint.errors import OptionError
 
 HELP = "train one network with one balancer"
 
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule", metavar="NAME", help="which tasks are updated together (counterpoint list schedules)"
     )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="update the groups of a plan of counterpoint group one after another"
+    )
     parser.add_argument("--seed", type=int, help="seed of everything random")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-BALANCER-seedN)"
@@ -28,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Train and print the result."""
     given = {"--balancer": args.balancer, "--schedule": args.schedule}
+    if args.plan is not None:
+        from counterpoint.bench.group_plan import GroupPlan
+
+        if args.schedule is not None:
+            raise OptionError("train: give --plan or --schedule, not both")
+        groups = [list(group) for group in GroupPlan.load(args.plan).proposal().groups]
+        given |= {"--schedule": "fixed_groups", "--schedule.groups": json.dumps(groups)}
     named = [word for option, name in given.items() if name is not None for word in (option, name)]
     config = read_run(args, [*named, *rest], seed=args.seed)
     from counterpoint.bench.run_config import RunConfig

@@ -5,6 +5,7 @@ from counterpoint.data._base import DataOnDisk as DataOnDisk
 from counterpoint.data._base import MultiTaskData as MultiTaskData
 from counterpoint.data._base import TensorSplit as TensorSplit
 from counterpoint.data.digits import Digits as Digits
+from counterpoint.data.fashion_attributes import FashionAttributes as FashionAttributes
 from counterpoint.data.multi_fashion_mnist import MultiFashionMNIST as MultiFashionMNIST
 from counterpoint.registry import Registry
 

@@ -90,6 +90,7 @@ def fit(
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     observe: Observer | None = None,
+    before_batch: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
 
@@ -108,6 +109,8 @@ def fit(
         observe: Called with the scalar losses of every batch by task and the number of the step, from 0, before the
             first update on it; must keep their graph. What it takes is not counted as training time, and nothing of
             it survives a killed run.
+        before_batch: Called before the first forward pass on each batch, with what updates are made with and the batch;
+            has to leave everything as it is. Its time is not counted as training time.
 
     Returns:
         The content of ``result.json``: nothing in it depends on a clock.
@@ -122,7 +125,7 @@ def fit(
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
-    loop.observe = observe
+    loop.observe, loop.before_batch = observe, before_batch
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -172,8 +175,9 @@ class _Loop:
             split: self._loader(data.split(split), options.eval_batch_size, None) for split in ("val", "test")
         }
         self.memory = PeakMemory(fabric.device)
-        self.epoch = self.step = self.num_backward = self.resumed = 0
+        self.epoch = self.step = self.num_backward = self.num_updates = self.resumed = 0
         self.train_seconds = 0.0
+        self.before_batch: Callable[[Parts, Any], None] | None = None
         self.best_score = float("-inf")
         self.observe: Observer | None = None
 
@@ -206,8 +210,8 @@ class _Loop:
         self.schedule.load_state_dict(state["schedule"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        for name in ("epoch", "step", "num_backward", "train_seconds", "best_score"):
-            setattr(self, name, state[name])
+        for name in ("epoch", "step", "num_backward", "num_updates", "train_seconds", "best_score"):
+            setattr(self, name, state.get(name, self.step))  # one update a step before these were counted
         self.resumed = state["resumed"] + 1
         self.folder.truncate(state["records_bytes"])
         set_rng_state(state["rng"])
@@ -227,6 +231,7 @@ class _Loop:
             monitored += spent
             step_times.append(time.perf_counter() - begin - spent)
             self.num_backward += report.num_backward
+            self.num_updates += len(report.reports)
             for part in report.reports:
                 means.add(part)
             if self.options.step_schedule and self.scheduler is not None:
@@ -254,6 +259,10 @@ class _Loop:
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
+        begin = time.perf_counter()
+        if self.before_batch is not None:
+            self.before_batch(self.parts, batch)
+        observed = time.perf_counter() - begin
         see = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
         visit = Visit(self.parts, batch, others, monitor=monitor, observe=see)
         try:
@@ -265,7 +274,7 @@ class _Loop:
             raise NonFiniteError(f"{where}: {error}", error.tasks) from error
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
-        spent = visit.seconds
+        spent = visit.seconds + observed
         if visit.gram is not None:
             begin = time.perf_counter()
             cosines = pairwise_cosines(visit.gram, self.names)
@@ -321,7 +330,7 @@ class _Loop:
             "records_bytes": self.folder.size(),
             **{
                 name: getattr(self, name)
-                for name in ("epoch", "step", "num_backward", "train_seconds", "best_score", "resumed")
+                for name in ("epoch", "step", "num_backward", "num_updates", "train_seconds", "best_score", "resumed")
             },
         }
 
@@ -337,6 +346,7 @@ class _Loop:
             "epochs": self.epoch,
             "steps": self.step,
             "num_backward": self.num_backward,
+            "num_updates": self.num_updates,
             "num_parameters": sum(parameter.numel() for parameter in self.raw_model.parameters()),
         }
         timing = {
