@@ -48,7 +48,7 @@ class Snapshot:
                 kept.data.copy_(before)  # data: a graph built before still has to be differentiated after this
             for p, grad, before in self._grads:
                 p.grad = grad
-                if grad is not None:
+                if grad is not None and before is not None:
                     grad.copy_(before)
         for module, training in self._modes:
             module.training = training

@@ -17,7 +17,7 @@ from counterpoint.grouping.groups import Grouping
 class AffinityPropagation(Solver):
     """Clusters that find their own number; needs a symmetric matrix.
 
-    ``num_groups`` is a bound: while there are more, the preference is lowered by steps that double (our reading).
+    ``num_groups`` is a bound: while there are more, the preference is lowered by growing steps (our reading).
 
     Args:
         damping: Share of the old message that is kept in each round, in [0.5, 1).
@@ -52,7 +52,7 @@ class AffinityPropagation(Solver):
         values = similarity(matrix, "AffinityPropagation")
         middle = float(np.median(values))
         span = float(np.ptp(values)) or 1.0
-        for lower in (0.0, *(0.01 * span * 2**power for power in range(15))):
+        for lower in (0.0, *(0.05 * span * 1.5**power for power in range(20))):
             found = affinity_propagation(
                 values,
                 preference=middle - lower,
