@@ -55,9 +55,9 @@ class Selective(Schedule):
     References:
         Jeong, Yoon, "Selective Task Group Updates for Multi-Task Optimization", ICLR 2025, arXiv:2502.11986. The
         paper's method section could not be obtained; this is the definition that its released code aims at, with what
-        the code does differently behind ``credit``, ``normalise`` and ``stale_heads``. Differs from it further: groups stay
-        as they are if a clustering does not settle, one task is trained plainly, randomness is seeded, and the state is
-        saved whole.
+        the code does differently behind ``credit``, ``normalise`` and ``stale_heads``. Differs from it further: groups
+        stay as they are if a clustering does not settle, one task is trained plainly, randomness is seeded, and the
+        state is saved whole.
     """
 
     key = "selective"
