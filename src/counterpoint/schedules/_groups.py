@@ -43,7 +43,7 @@ def _positions(owner: str, group: Sequence[str | int], num_tasks: int, names: Se
         if task not in known or isinstance(task, bool):
             hint = "; build the schedule with tasks=[...] to use names" if isinstance(task, str) and not names else ""
             raise OptionError(f"{owner}: {unknown('task', str(task), map(str, known))}{hint}")
-        positions.append(known.index(task))
+        positions.append(known.index(task))  # type: ignore[arg-type]
     if len(set(positions)) != len(positions):
         raise OptionError(f"{owner}: a group must have each task once, got {list(group)}")
     return tuple(sorted(positions))
