@@ -1,9 +1,9 @@
-"""What Selective updates cost beside the training itself: tracker and clustering, at 11 tasks on a trunk of the size of ViT-tiny.
+"""What selective updates cost beside the training itself, at 11 tasks on a trunk of the size of ViT-tiny.
 
     python perf/selective.py [--rounds 5]
 
-Regroups at every batch. Prints the share of a batch's time that is spent in `_observe` and `_plan`, measured inside the same
-steps, and the extra memory in numbers.
+Regroups at every batch. Prints the share of a batch's time that is spent in `_observe` and `_plan`, measured inside the
+same steps, and the extra memory in numbers.
 """
 
 import argparse

@@ -36,7 +36,7 @@ class Selective(Schedule):
         regroup_every: Batches between clusterings.
         order: ``"random"`` draws the order of the groups for each batch; ``"fixed"`` keeps that of their first tasks.
         repeat_single: Take a batch twice where all tasks are in one group, as the effect would never be seen else.
-        measure_last: How the effect of a batch's last group is seen: ``"no"``; ``"forward"``, by one more forward pass
+        measure_last: How the effect of a batch's last group is seen: ``"never"``; ``"forward"``, by one more forward pass
             without a graph (which moves the running statistics of norms); ``"next"``, on the next batch, so mixed
             with the difference between batches.
         credit: ``"executed"`` credits a change to the group whose update made it; ``"official"`` to the next one, as
@@ -77,7 +77,7 @@ class Selective(Schedule):
         regroup_every: int = 1,
         order: str = "random",
         repeat_single: bool = True,
-        measure_last: str = "no",
+        measure_last: str = "never",
         credit: str = "executed",
         normalise: str = "column",
         preference: float | None = None,
@@ -90,14 +90,14 @@ class Selective(Schedule):
         self.warm_up = check_integer("Selective: warm_up", warm_up, low=0)
         self.regroup_every = check_integer("Selective: regroup_every", regroup_every, low=1)
         self.order = check_choice("Selective: order", order, ("random", "fixed"))
-        self.measure_last = check_choice("Selective: measure_last", measure_last, ("no", "forward", "next"))
+        self.measure_last = check_choice("Selective: measure_last", measure_last, ("never", "forward", "next"))
         self.credit = check_choice("Selective: credit", credit, ("executed", "official"))
         self.normalise = check_choice("Selective: normalise", normalise, ("column", "inplace"))
         self.stale_heads = check_choice("Selective: stale_heads", stale_heads, ("freeze", "zeros"))
-        if credit == "official" and measure_last != "no":
+        if credit == "official" and measure_last != "never":
             raise OptionError(
                 "Selective: credit='official' gives a change to the next group of the batch, and after the last there "
-                "is none; use measure_last='no'"
+                "is none; use measure_last='never'"
             )
         self._tracker = AffinityTracker(self.num_tasks, beta=beta, clip=clip)
         self._groups: list[Group] = [(task,) for task in range(self.num_tasks)]
