@@ -1,6 +1,5 @@
 """Groups by affinity propagation, under a budget."""
 
-import importlib
 from typing import final
 
 import numpy as np
@@ -10,6 +9,7 @@ from counterpoint.errors import SolverError
 from counterpoint.grouping._base import Solver
 from counterpoint.grouping._clusters import from_clusters, similarity
 from counterpoint.grouping.affinity import AffinityMatrix
+from counterpoint.grouping.affinity_propagation import affinity_propagation
 from counterpoint.grouping.groups import Grouping
 
 
@@ -50,11 +50,10 @@ class AffinityPropagation(Solver):
         """
         check_integer("AffinityPropagation: num_groups", num_groups, low=1)
         values = similarity(matrix, "AffinityPropagation")
-        propagate = importlib.import_module("counterpoint.grouping.affinity_propagation").affinity_propagation
         middle = float(np.median(values))
         span = float(np.ptp(values)) or 1.0
         for lower in (0.0, *(0.05 * span * 1.5**power for power in range(20))):
-            found = propagate(
+            found = affinity_propagation(
                 values,
                 preference=middle - lower,
                 damping=self.damping,

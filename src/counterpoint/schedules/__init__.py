@@ -8,6 +8,7 @@ from counterpoint.schedules.alternating import Alternating as Alternating
 from counterpoint.schedules.fixed_groups import FixedGroups as FixedGroups
 from counterpoint.schedules.joint import Joint as Joint
 from counterpoint.schedules.random_groups import RandomGroups as RandomGroups
+from counterpoint.schedules.selective import Selective as Selective
 from counterpoint.schedules.sequential_reptile import SequentialReptile as SequentialReptile
 
 SCHEDULES = Registry(

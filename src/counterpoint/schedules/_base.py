@@ -12,10 +12,10 @@ from counterpoint._checks import check_tasks
 from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.errors import OptionError, ShapeError
 from counterpoint.registry import Rebuildable, unknown
+from counterpoint.schedules._groups import Group
 from counterpoint.schedules._report import ScheduleReport
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
-Group = tuple[int, ...]
 
 
 class Schedule(Rebuildable, ABC):
@@ -70,6 +70,15 @@ class Schedule(Rebuildable, ABC):
 
     def _finish(self, groups: Sequence[Group], optimizer: Optimizer, model: nn.Module | None) -> None:
         """Do what is due after the last update of a batch, given the groups that were updated."""
+
+    @property
+    def _looks_back(self) -> bool:
+        """Whether the losses are computed once more, without a graph, after the last update of a batch."""
+        return False
+
+    def record(self) -> dict[str, Any]:
+        """Return what is worth writing down at the end of an epoch, as plain data; most schedules have nothing."""
+        return {}
 
     def end_epoch(self, optimizer: Optimizer, *, model: nn.Module | None = None) -> None:
         """Bring the parameters to what should be evaluated; most schedules have nothing to do.
@@ -131,6 +140,10 @@ class Schedule(Rebuildable, ABC):
             if not groups:
                 self.load_state_dict(before)  # a batch that is refused at once leaves no trace
             raise
+        if groups and self._looks_back:
+            with torch.no_grad():
+                self._observe(self._align(compute_losses()), groups[-1])
+            num_forward += 1
         if groups:
             self._finish(groups, optimizer, model)
         else:

@@ -7,8 +7,8 @@ import torch
 
 from counterpoint._checks import check_choice
 from counterpoint.errors import OptionError
-from counterpoint.registry import unknown
 from counterpoint.schedules._base import Group, Schedule, permuted
+from counterpoint.schedules._groups import left_out, read_groups
 
 
 @final
@@ -49,38 +49,13 @@ class FixedGroups(Schedule):
         self.order = check_choice("FixedGroups: order", order, ("fixed", "random"))
         self.partial = partial
         super().__init__(num_tasks, tasks, generator, random=order == "random")
-        self._groups = [self._positions(group) for group in groups]
-        if not self._groups:
-            raise OptionError("FixedGroups: groups must have at least one group")
-        names = self.tasks or range(self.num_tasks)
-        left = [name for task, name in enumerate(names) if not any(task in group for group in self._groups)]
+        self._groups = read_groups("FixedGroups", groups, self.num_tasks, self.tasks)
+        left = left_out(self._groups, self.num_tasks, self.tasks)
         if left and not partial:
             raise OptionError(
                 f"FixedGroups: task {', '.join(map(repr, left))} is in no group and would not be trained; add it to "
                 "one, or allow this with partial=True"
             )
-
-    def _positions(self, group: Sequence[str | int]) -> Group:
-        """Return the positions of the tasks of a group.
-
-        Raises:
-            OptionError: If the group is empty or has a task twice.
-        """
-        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
-            raise OptionError(f"FixedGroups: each group must be a list of at least one task, got {group!r}")
-        names: Sequence[str | int] = self.tasks or ()
-        positions: list[int] = []
-        for task in group:
-            known = names if isinstance(task, str) else range(self.num_tasks)
-            if task not in known or isinstance(task, bool):
-                hint = (
-                    "; build the schedule with tasks=[...] to use names" if isinstance(task, str) and not names else ""
-                )
-                raise OptionError(f"FixedGroups: {unknown('task', str(task), map(str, known))}{hint}")
-            positions.append(known.index(task))  # type: ignore[arg-type]
-        if len(set(positions)) != len(positions):
-            raise OptionError(f"FixedGroups: a group must have each task once, got {list(group)}")
-        return tuple(sorted(positions))
 
     @property
     def num_passes(self) -> int:

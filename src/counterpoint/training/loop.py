@@ -241,6 +241,8 @@ class _Loop:
         self.epoch += 1
         self.balancer.end_epoch()
         record = self._evaluate(means, step_times)
+        if found := self.schedule.record():
+            record["schedule"] = found
         self.folder.append(record)
         if self.epoch % self.options.checkpoint_every == 0 or self.epoch == self.options.epochs:
             self.folder.save_checkpoint("last", self._state())
