@@ -13,10 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from counterpoint.bench.build import build, check_run, environment
+from counterpoint.bench.build import Built, build, check_run, environment
 from counterpoint.bench.run_config import RunConfig
 from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
+from counterpoint.training.loop import Observe
 from counterpoint.training.run_folder import ERROR, RESULT, read_finished, write_atomically
 
 
@@ -57,7 +58,13 @@ Listener = Callable[[Event], None]
 _PATIENCE = 0.1  # seconds without news after which the end is looked for
 
 
-def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def run_one(
+    config: RunConfig,
+    path: Path,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    watch: Callable[[Built], Observe] | None = None,
+) -> dict[str, Any]:
     """Do one run, or go on with it, or return its result if it is done.
 
     A run that fails leaves ``error.json`` in its folder. Nothing is written if the configuration is wrong.
@@ -66,6 +73,7 @@ def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], 
         config: What to run.
         path: Folder of the run.
         on_epoch: Called with the record of each epoch.
+        watch: Called with what was built; what it returns sees the losses of every batch before the update.
 
     Raises:
         RunError: If something goes wrong that no error of this package stands for.
@@ -92,6 +100,7 @@ def run_one(config: RunConfig, path: Path, on_epoch: Callable[[dict[str, Any]], 
                 schedule=built.schedule,
                 fabric=built.fabric,
                 on_epoch=on_epoch,
+                observe=None if watch is None else watch(built),
             )
         except Exception as error:
             with contextlib.suppress(FileError):  # the disk may be full, and what happened is the other error

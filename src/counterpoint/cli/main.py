@@ -8,11 +8,14 @@ from typing import NoReturn
 
 from counterpoint._optional import missing_extra
 from counterpoint._version import __version__
-from counterpoint.cli import compare, list_names, profile, report, show, train
+from counterpoint.cli import compare, diagnose, list_names, profile, report, show, train
 from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, RunError, SolverError
 from counterpoint.registry import nearest
 
-VERBS = {"list": list_names, "show": show, "train": train, "compare": compare, "profile": profile, "report": report}
+VERBS = {
+    **{"list": list_names, "show": show, "train": train, "compare": compare, "diagnose": diagnose},
+    **{"profile": profile, "report": report},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,11 @@
 """The loop: epochs of updates, evaluation, records and checkpoints; a killed run goes on to the same numbers."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -27,9 +28,16 @@ from counterpoint.training.sampler import SeededSampler
 from counterpoint.training.seed import rng_state, set_rng_state
 from counterpoint.training.selection import RULES, select, validation_score
 from counterpoint.training.step import sharing, transform_heads
-from counterpoint.training.visit import Parts, Visit
+from counterpoint.training.visit import Losses, Parts, Visit
 
 _FORMAT = 2  # of checkpoints
+
+
+class Observe(Protocol):
+    """Looks at the losses of a batch before the update, and keeps their graph."""
+
+    def __call__(self, losses: Losses, *, step: int) -> object:
+        """Look at the losses of one batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +95,7 @@ def fit(
     schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    observe: Observe | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
 
@@ -102,6 +111,8 @@ def fit(
         schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
+        observe: Called with the scalar losses of each batch, by task, and the number of the step, before the update;
+            must keep the graph. Its time is not counted as training time.
 
     Returns:
         The content of ``result.json``: nothing in it depends on a clock.
@@ -115,7 +126,7 @@ def fit(
     fabric = fabric or Fabric(devices=1)
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
-    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
+    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric, observe)
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -139,7 +150,9 @@ class _Loop:
         scheduler: Any,
         schedule: Schedule,
         fabric: Fabric,
+        observe: Observe | None,
     ) -> None:
+        self.observe = observe
         self.raw_model, self.raw_optimizer = model, optimizer
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.balancer, self.schedule = balancer.to(fabric.device), schedule
@@ -246,7 +259,8 @@ class _Loop:
         self.step += 1
         every = self.options.monitor_every
         monitor = every > 0 and (self.step - 1) % every == 0 and len(self.names) > 1
-        visit = Visit(self.parts, batch, others, monitor=monitor)
+        observe = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
+        visit = Visit(self.parts, batch, others, monitor=monitor, observe=observe)
         try:
             report = self.schedule.step(
                 visit.losses, self.raw_optimizer, self.balancer, model=self.raw_model, update=visit.update

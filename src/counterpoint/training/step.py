@@ -134,16 +134,23 @@ def conflict_gram(
     the graph; costs one backward pass a task.
     """
     present = [index for index, name in enumerate(names) if losses[name] is not None]
-    found = [
-        loss[index] if form == "cross" else loss.mean()
-        for index, name in enumerate(names)
-        if (loss := losses[name]) is not None
-    ]
+    found = [loss for loss in scalar_losses(losses, names, form).values() if loss is not None]
     gram = torch.full((len(names), len(names)), float("nan"), dtype=torch.float64)
     if found:
         at = torch.tensor(present)
         gram[at[:, None], at[None, :]] = gradients.measure_gram(found, features=output.features).cpu()
     return gram
+
+
+def scalar_losses(
+    losses: Mapping[str, Tensor | None], names: Sequence[str], form: str = "task"
+) -> dict[str, Tensor | None]:
+    """Return one scalar a task: the mean of losses by instance, of cross losses each task's own."""
+    found = {name: losses[name] for name in names}
+    return {
+        name: None if loss is None else loss[index] if form == "cross" else loss.mean()
+        for index, (name, loss) in enumerate(found.items())
+    }
 
 
 def sharing(model: nn.Module, balancer: Balancer) -> Iterator[Tensor]:

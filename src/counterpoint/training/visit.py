@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from counterpoint.balancers import Balancer, BalancerReport, LookAhead
 from counterpoint.tasks import Task
 from counterpoint.training.replay import Replay
-from counterpoint.training.step import conflict_gram, forward, update
+from counterpoint.training.step import conflict_gram, forward, scalar_losses, update
 
 Losses = Mapping[str, Tensor | None]
 
@@ -50,14 +50,23 @@ class Visit:
         batch: What the steps are taken on.
         others: Further batches of the training split, for methods that read them.
         monitor: Measure the Gram matrix of all tasks before the first step.
+        observe: Called with a scalar loss of each task before the first step; must keep the graph.
 
     Attributes:
         gram: What was measured, (K, K), NaN for absent tasks.
         seconds: What measuring took, where the balancer did not know it anyway.
     """
 
-    def __init__(self, parts: Parts, batch: Any, others: Sequence[Any], *, monitor: bool) -> None:
-        self.parts, self.batch, self.others, self.monitor = parts, batch, others, monitor
+    def __init__(
+        self,
+        parts: Parts,
+        batch: Any,
+        others: Sequence[Any],
+        *,
+        monitor: bool,
+        observe: Callable[[Losses], object] | None = None,
+    ) -> None:
+        self.parts, self.batch, self.others, self.monitor, self.observe = parts, batch, others, monitor, observe
         self.gram: Tensor | None = None
         self.seconds = 0.0
         self._replay: Replay | None = None
@@ -83,6 +92,11 @@ class Visit:
         outside = {name for name, loss in self._losses.items() if loss is not None and losses[name] is None}
         known = balancer.reports_gram and parts.level != "features" and not outside and _any_of(losses)
         monitor, self.monitor = self.monitor, False
+        observe, self.observe = self.observe, None
+        if observe is not None:
+            begin = time.perf_counter()
+            observe(scalar_losses(self._losses, [task.name for task in parts.tasks], balancer.loss_form))
+            self.seconds += time.perf_counter() - begin
         if monitor and not known:
             begin = time.perf_counter()
             self.gram = conflict_gram(
