@@ -139,12 +139,22 @@ def test_no_dominance_where_lengths_change_places():
     assert found["length"][0].supported is False
 
 
+def test_gradients_of_zero_are_no_ratio():
+    norms = np.tile(np.array([4.0, 0.0], dtype=np.float32), (100, 1))
+    record = make([0.5, 0.5], 0.5)
+    (found,) = by_kind(dataclasses.replace(record, whole_norms=norms))["length"]
+    assert "infinitely many times as long" in found.text
+    norms[:60] = 0.0
+    (found,) = by_kind(dataclasses.replace(record, whole_norms=norms))["length"]
+    assert not found.supported
+
+
 def test_absent_tasks_are_named():
     record = make([0.9, 0.9], 0.9, tasks=("a", "b", "c"), norms=(1, 1, 1))
     measured, cosines = record.whole_measured.copy(), record.whole_cosines.copy()
     measured[5:, 1], cosines[5:, 1] = 0, np.nan
     found = by_kind(dataclasses.replace(record, whole_measured=measured, whole_cosines=cosines))
-    assert found["support"][0].text == "Too few batches had labels of both tasks to say anything of a and c."
+    assert found["support"][0].text == "Too few measurements had gradients of both tasks to say anything of a and c."
     assert len(found["pair"]) == 2
 
 

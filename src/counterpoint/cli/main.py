@@ -13,8 +13,13 @@ from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, R
 from counterpoint.registry import nearest
 
 VERBS = {
-    **{"list": list_names, "show": show, "train": train, "compare": compare, "diagnose": diagnose},
-    **{"profile": profile, "report": report},
+    "list": list_names,
+    "show": show,
+    "train": train,
+    "compare": compare,
+    "diagnose": diagnose,
+    "profile": profile,
+    "report": report,
 }
 
 

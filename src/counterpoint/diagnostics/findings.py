@@ -135,7 +135,7 @@ def _pairs(record: ConflictRecord, min_measurements: int) -> list[Finding]:
     if few:
         names = ", ".join(" and ".join(record.pairs[at]) for at in few[:_MAX_PAIRS])
         more = f" and {len(few) - _MAX_PAIRS} more pairs" if len(few) > _MAX_PAIRS else ""
-        text = f"Too few batches had labels of both tasks to say anything of {names}{more}."
+        text = f"Too few measurements had gradients of both tasks to say anything of {names}{more}."
         found.append(Finding("support", text, {"pairs": len(few)}, supported=False))
     return found
 
@@ -211,9 +211,9 @@ def _lengths(record: ConflictRecord) -> Finding:
     if np.isnan(medians).all() or not (medians > 0).any():
         return Finding("length", "The lengths of the gradients were not measured.", supported=False)
     longest, shortest = int(np.nanargmax(medians)), int(np.nanargmin(medians))
-    here = ~np.isnan(norms[:, longest]) & ~np.isnan(norms[:, shortest])
+    here = ~np.isnan(norms[:, longest]) & ~np.isnan(norms[:, shortest]) & (norms[:, longest] > 0)
     if not here.any():
-        text = "The tasks with the longest and the shortest gradient were never in one batch."
+        text = "The tasks with the longest and the shortest gradient were never measured together."
         return Finding("length", text, supported=False)
     with np.errstate(divide="ignore"):
         ratios = norms[here, longest] / norms[here, shortest]
