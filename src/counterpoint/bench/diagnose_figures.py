@@ -4,6 +4,7 @@ Plain data in plotly's vocabulary; nothing here imports plotly.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from counterpoint.diagnostics import MNIST_EDGES, ConflictRecord
 
 MAX_COLUMNS = 64  # of the map; more entries than this are drawn as means of neighbors
 MAX_PAIRS = 6  # more pairs than this, and the ones that conflict most are drawn
-_ROW, _FRAME = 15, 100  # pixels a layer, and around the map
+_ROW, _FRAME = 15, 84  # pixels a layer, and around the map
 _DIVERGING = [[0.0, "#a63603"], [0.25, "#f0a15e"], [0.5, "#f7f7f7"], [0.75, "#74aed6"], [1.0, "#08519c"]]
 
 
@@ -47,7 +48,8 @@ def map_section(record: ConflictRecord) -> Section:
     """Return the mean cosine of each layer over time, one map per pair of tasks."""
     steps = coarser_steps(record)
     shown = chosen_pairs(record)
-    labels = [_layer_label(name) for name in record.layers]
+    prefix = _common_part(record.layers)
+    labels = [_layer_label(name[len(prefix) :]) for name in record.layers]
     figures = []
     for number, at in enumerate(shown):
         means = coarser(record.cosines[:, :, at].astype(np.float64), record.measured[:, :, at])  # (columns, n)
@@ -74,11 +76,11 @@ def map_section(record: ConflictRecord) -> Section:
             "ygap": 1,
             "colorbar": {
                 "orientation": "h",
-                "thickness": 10,
+                "thickness": 8,
                 "len": 0.9,
                 "y": 1.0,
                 "yanchor": "bottom",
-                "ypad": 22,
+                "ypad": 10,
                 "tickfont": {"size": 11},
                 "outlinewidth": 0,
             },
@@ -93,8 +95,9 @@ def map_section(record: ConflictRecord) -> Section:
             range=[len(labels) - 0.5, -0.5],
             showgrid=False,
         )
-        made = layout(axis("step", showgrid=False), vertical, height, plot_bgcolor="#e9e9e9")
-        made["margin"] = {**made["margin"], "t": 58}
+        half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5
+        horizontal = axis("", showgrid=False, range=[steps[0] - half, steps[-1] + half])
+        made = layout(horizontal, vertical, height, plot_bgcolor="#e9e9e9")
         worst = _worst_layer(record, at)
         figures.append(
             Figure(
@@ -107,8 +110,9 @@ def map_section(record: ConflictRecord) -> Section:
         )
     left_out = len(record.pairs) - len(shown)
     caption = (
-        "Mean cosine between the gradients of two tasks in each layer, in the network's order from the top. Orange: "
-        "they pull against each other; blue: they agree; gray: nothing to measure. Each map has a scale of its own."
+        "Mean cosine between the gradients of two tasks in each layer, in the network's order from the top, over the "
+        "steps of training from left to right. Orange: they pull against each other; blue: they agree; gray: nothing "
+        "to measure. Each map has a scale of its own."
     )
     if left_out:
         caption += f" The {len(shown)} pairs that conflict most are shown, {left_out} are left out."
@@ -177,7 +181,7 @@ def lengths_section(record: ConflictRecord) -> Section:
         title="Length of each task's gradient",
         label="Line chart of the length of the gradient of each task over the steps, on a logarithmic axis.",
         data=traces,
-        layout=_with_legend(layout(axis("step"), axis("length", type="log", exponentformat="power"), 320)),
+        layout=_with_legend(layout(axis("step"), _log_axis("length", means), 320)),
     )
     rank = coarser(record.effective_rank.astype(np.float64)[:, None], record.counts[:, None])[:, 0]
     directions = Figure(
@@ -196,12 +200,12 @@ def lengths_section(record: ConflictRecord) -> Section:
 
 
 def _histogram(record: ConflictRecord, place: int, at: int) -> Trace:
-    """Return the cosines of one pair, in 40 bins over what all pairs take up, as a line of steps."""
+    """Return the cosines of one pair, in about 24 bins over what all pairs take up, as a line of steps."""
     below = record.whole_below[at]
     used = record.whole_below.sum(axis=0)
     inside = np.flatnonzero((used > 0) & (used < used[-1])) if used[-1] else np.array([100])
     first, last = (max(inside[0] - 2, 0), min(inside[-1] + 3, 200)) if len(inside) else (90, 110)
-    width = max((last - first) // 40, 1)
+    width = max((last - first) // 24, 1)
     edges = np.arange(first, last + width, width).clip(max=200)
     total = max(int(record.whole_measured[:, at].sum()), 1)
     shares = 100 * np.diff(below[edges]) / total
@@ -214,7 +218,7 @@ def _line(place: int, name: str, x: list, y: np.ndarray, hover: str) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines" if len(x) > 1 else "markers",
-        "name": short(name),
+        "name": name if len(name) <= 32 else short(name),
         "meta": {"method": place},
         "x": x,
         "y": [plain(value) for value in y.tolist()],
@@ -237,9 +241,27 @@ def _cell(record: ConflictRecord, layer: int, step: int, value: float) -> str:
     return f"<b>{escape(record.layers[layer])}</b><br>from step {step}<br>{shown}"
 
 
-def _layer_label(name: str, length: int = 16) -> str:
+def _layer_label(name: str, length: int = 18) -> str:
     """Return the end of a layer's name, which tells most, short enough for a phone."""
     return escape(name if len(name) <= length else f"\u2026{name[1 - length :]}") or "(network)"
+
+
+def _common_part(names: Sequence[str]) -> str:
+    """Return what all names begin with, up to a dot and with it."""
+    pieces = [name.split(".")[:-1] for name in names]
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*pieces, strict=False))
+    return "".join(f"{column[0]}." for column in same)
+
+
+def _log_axis(title: str, values: np.ndarray) -> dict:
+    """Return a logarithmic axis with marks at 1, 2 and 5 times powers of ten."""
+    real = values[np.isfinite(values) & (values > 0)]
+    if not len(real):
+        return axis(title)
+    low, high = np.floor(np.log10(real.min())), np.ceil(np.log10(real.max()))
+    steps = (1,) if high - low > 4 else (1, 2, 5)
+    marks = [step * 10.0**power for power in np.arange(low, high + 1) for step in steps]
+    return axis(title, type="log", tickmode="array", tickvals=marks, ticktext=[f"{mark:g}" for mark in marks])
 
 
 def _worst_layer(record: ConflictRecord, at: int) -> str:

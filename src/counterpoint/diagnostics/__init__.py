@@ -10,6 +10,7 @@ from counterpoint.diagnostics.conflict import dominance_ratio as dominance_ratio
 from counterpoint.diagnostics.conflict import dominated_conflicts as dominated_conflicts
 from counterpoint.diagnostics.conflict import magnitude_similarity as magnitude_similarity
 from counterpoint.diagnostics.conflict import mean_sign_purity as mean_sign_purity
+from counterpoint.diagnostics.conflict import multitask_curvature as multitask_curvature
 from counterpoint.diagnostics.conflict import pairwise_cosines as pairwise_cosines
 from counterpoint.diagnostics.conflict import sign_purity as sign_purity
 from counterpoint.diagnostics.conflict import stationarity_gap as stationarity_gap
