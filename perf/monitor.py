@@ -1,10 +1,10 @@
-"""What the conflict monitor costs: a measurement over K sequential backward passes, and over training at every 20th step.
+"""What the conflict monitor costs: a measurement over K sequential backward passes, and over training.
 
 On every network three things are timed in turn, in interleaved rounds: K backward passes one after another into
-``.grad`` (``seqK``, what a method without an engine pays), one measurement of all layers (``measure``, bar 1.15 x seqK),
-and a training step with one backward pass of the summed losses (``step``: forward, backward, optimizer). From them
-comes what a run pays that measures at every 20th step, ``measure / (20 x step)`` (bar 3 %), and the same for a balancer
-that makes K backward passes itself (``step_pcgrad``). Medians of ratios inside a round; no time leaves its run.
+``.grad`` (``seqK``, what a method without an engine pays), one measurement of all layers (``measure``, bar 1.15 of
+seqK), and a training step with one backward pass of the summed losses (``step``: forward, backward, optimizer). From
+them comes what a run pays that measures at every 20th step, ``measure / (20 x step)`` (bar 3 %), and the same for a
+balancer that makes K backward passes itself (``step_pcgrad``). Medians of ratios inside a round.
 
     python perf/monitor.py [--rounds 15] [--threads 1] [--out perf/results/NAME.json]
 """
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import nn
 
 from counterpoint.balancers import PCGrad
@@ -44,9 +45,7 @@ def mlp() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    from torchvision.models import resnet18
-
-    network = resnet18()
+    network = torchvision.models.resnet18()
     network.fc = nn.Identity()
     return network
 
