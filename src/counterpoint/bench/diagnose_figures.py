@@ -46,68 +46,8 @@ def coarser_steps(record: ConflictRecord) -> list[int]:
 
 def map_section(record: ConflictRecord) -> Section:
     """Return the mean cosine of each layer over time, one map per pair of tasks."""
-    steps = coarser_steps(record)
     shown = chosen_pairs(record)
-    prefix = _common_part(record.layers)
-    labels = [_layer_label(name[len(prefix) :]) for name in record.layers]
-    figures = []
-    for number, at in enumerate(shown):
-        means = coarser(record.cosines[:, :, at].astype(np.float64), record.measured[:, :, at])  # (columns, n)
-        bound = 1.0
-        if np.isfinite(means).any():
-            bound = max(float(np.quantile(np.abs(means[np.isfinite(means)]), 0.98)), 0.01)
-        one, other = (escape(task) for task in record.pairs[at])
-        texts = [
-            [_cell(record, layer, steps[column], means[column, layer]) for column in range(len(steps))]
-            for layer in range(len(labels))
-        ]
-        trace: Trace = {
-            "type": "heatmap",
-            "meta": {"method": number},
-            "x": steps,
-            "y": list(range(len(labels))),
-            "z": [[plain(value) for value in row] for row in means.T],
-            "zmin": -bound,
-            "zmax": bound,
-            "colorscale": _DIVERGING,
-            "hoverinfo": "text",
-            "text": texts,
-            "xgap": 0,
-            "ygap": 1,
-            "colorbar": {
-                "orientation": "h",
-                "thickness": 8,
-                "len": 0.9,
-                "y": 1.0,
-                "yanchor": "bottom",
-                "ypad": 10,
-                "tickfont": {"size": 11},
-                "outlinewidth": 0,
-            },
-        }
-        height = _FRAME + _ROW * max(len(labels), 6)
-        vertical = axis(
-            "",
-            tickmode="array",
-            tickvals=list(range(len(labels))),
-            ticktext=labels,
-            tickfont={"size": 10},
-            range=[len(labels) - 0.5, -0.5],
-            showgrid=False,
-        )
-        half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5
-        horizontal = axis("", showgrid=False, range=[steps[0] - half, steps[-1] + half])
-        made = layout(horizontal, vertical, height, plot_bgcolor="#e9e9e9")
-        worst = _worst_layer(record, at)
-        figures.append(
-            Figure(
-                key=f"map-{number}",
-                title=f"{record.pairs[at][0]} and {record.pairs[at][1]}",
-                label=f"Map of the mean cosine of the gradients of {one} and {other} by layer and step. {worst}",
-                data=[trace],
-                layout=made,
-            )
-        )
+    figures = [_map(record, number, at) for number, at in enumerate(shown)]
     left_out = len(record.pairs) - len(shown)
     caption = (
         "Mean cosine between the gradients of two tasks in each layer, in the network's order from the top, over the "
@@ -117,6 +57,61 @@ def map_section(record: ConflictRecord) -> Section:
     if left_out:
         caption += f" The {len(shown)} pairs that conflict most are shown, {left_out} are left out."
     return Section("map", "Where and when tasks conflict", caption, figures)
+
+
+def _map(record: ConflictRecord, number: int, at: int) -> Figure:
+    """Return the map of one pair."""
+    steps, count = coarser_steps(record), len(record.layers)
+    means = coarser(record.cosines[:, :, at].astype(np.float64), record.measured[:, :, at])  # (columns, n)
+    finite = np.abs(means[np.isfinite(means)])
+    bound = max(float(np.quantile(finite, 0.98)), 0.01) if len(finite) else 1.0
+    trace: Trace = {
+        "type": "heatmap",
+        "meta": {"method": number},
+        "x": steps,
+        "y": list(range(count)),
+        "z": [[plain(value) for value in row] for row in means.T],
+        "zmin": -bound,
+        "zmax": bound,
+        "colorscale": _DIVERGING,
+        "hoverinfo": "text",
+        "text": [
+            [_cell(record, layer, step, value) for step, value in zip(steps, row, strict=True)]
+            for layer, row in enumerate(means.T)
+        ],
+        "ygap": 1,
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 8,
+            "len": 0.9,
+            "y": 1.0,
+            "yanchor": "bottom",
+            "ypad": 10,
+            "outlinewidth": 0,
+            "tickfont": {"size": 11},
+        },
+    }
+    prefix = _common_part(record.layers)
+    vertical = axis(
+        "",
+        tickmode="array",
+        tickvals=list(range(count)),
+        ticktext=[_layer_label(name[len(prefix) :]) for name in record.layers],
+        tickfont={"size": 10},
+        range=[count - 0.5, -0.5],
+        showgrid=False,
+    )
+    half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5
+    horizontal = axis("", showgrid=False, range=[steps[0] - half, steps[-1] + half])
+    one, other = (escape(task) for task in record.pairs[at])
+    words = f"Map of the mean cosine of the gradients of {one} and {other} by layer and step."
+    return Figure(
+        key=f"map-{number}",
+        title=" and ".join(record.pairs[at]),
+        label=f"{words} {_worst_layer(record, at)}",
+        data=[trace],
+        layout=layout(horizontal, vertical, _FRAME + _ROW * max(count, 6), plot_bgcolor="#e9e9e9"),
+    )
 
 
 def distribution_section(record: ConflictRecord) -> Section:
