@@ -12,7 +12,7 @@ import sys
 import plotly.graph_objects
 import pytest
 
-from counterpoint.bench import report as report_module
+from counterpoint.bench import page as page_module
 from counterpoint.bench.curves import cosine_section, curves_section
 from counterpoint.bench.figures import change_section, cost_section, delta_section
 from counterpoint.bench.palette import COLORS, method_styles
@@ -323,5 +323,5 @@ def test_bench_report_imports_no_plotly():
 
 
 def test_inlined_script_cannot_end_its_element():
-    inlined = report_module._inline("a = '</script><!-- x';\r\n")
+    inlined = page_module._inline("a = '</script><!-- x';\r\n")
     assert not re.search(r"</script|<!--|\r", inlined)

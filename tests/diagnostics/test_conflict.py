@@ -11,6 +11,7 @@ import torch
 
 from balancers.comparison import agree
 from counterpoint import diagnostics as d
+from counterpoint.errors import OptionError
 
 NAN = float("nan")
 G = torch.tensor([[1.0, 0, 2, -1], [-2, 1, 0, 3], [0.5, -1, 1, 0]], dtype=torch.float64)
@@ -117,3 +118,23 @@ def test_nothing_to_measure(value):
     assert d.update_cosines(gram, torch.ones(3)).isnan().all()
     assert math.isnan(d.mean_sign_purity(torch.zeros(2, 3)))
     assert d.sign_purity(torch.zeros(2, 3)).tolist() == [0.5] * 3
+
+
+def test_multitask_curvature_is_the_integral_of_second_derivatives():
+    torch.manual_seed(0)
+    weights = torch.randn(4, 4, dtype=torch.float64)
+
+    def loss(theta):
+        return (weights @ theta).tanh().square().sum() + theta.pow(4).sum()
+
+    theta, step = torch.randn(4, dtype=torch.float64), 0.05
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    moved = torch.autograd.functional.jacobian(loss, theta - step * gradient)
+    nodes, quadrature = np.polynomial.legendre.leggauss(40)
+    integral = 0.0
+    for node, weight in zip((nodes + 1) / 2, quadrature / 2, strict=True):
+        hessian = torch.autograd.functional.hessian(loss, theta - node * step * gradient)
+        integral += weight * float(gradient @ hessian @ gradient)
+    assert d.multitask_curvature(gradient, moved, step) == pytest.approx(integral, rel=1e-9)
+    with pytest.raises(OptionError, match="step"):
+        d.multitask_curvature(gradient, moved, 0.0)

@@ -187,6 +187,8 @@ def test_a_zero_gradient_is_never_a_conflict():
     record = monitor.record()
     assert np.isnan(record.cosines[0, :, :2]).all()
     assert record.whole_norms[0, 0] == 0
+    monitor.observe({**losses, "a": 1e-14 * losses["a"]})  # rounding, beside the others
+    assert np.isnan(monitor.record().cosines[1, :, :2]).all()
 
 
 def test_scaling_a_loss_changes_no_cosine_and_the_order_of_tasks_no_score():

@@ -71,7 +71,7 @@ def both(losses, monkeypatch, **options):
     monkeypatch.setattr(passes, "_below", lambda *args: calls.append(1) or inside(*args))
     mine = layer_gradients(losses, always=True, retain_graph=True, **options)
     assert calls == [1]
-    monkeypatch.setattr(passes, "_is_batchable", lambda *args: False)
+    monkeypatch.setattr(passes, "is_batchable", lambda *args: False)
     theirs = layer_gradients(losses, always=True, retain_graph=True, **options)
     assert mine is not None
     assert theirs is not None
@@ -169,7 +169,7 @@ def test_a_hook_inside_counts_whether_or_not_a_batch_can_pass_it(hook, monkeypat
     found = layer_gradients(losses, always=True, retain_graph=True)
     assert found is not None
     jacobian = task_gradients(losses, shared=found.leaves, retain_graph=True).jacobian
-    monkeypatch.setattr(passes, "_is_batchable", lambda *args: False)
+    monkeypatch.setattr(passes, "is_batchable", lambda *args: False)
     alone = layer_gradients(losses, always=True, retain_graph=True)
     assert alone is not None
     torch.testing.assert_close(alone.gram(), jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)

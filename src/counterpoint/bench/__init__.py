@@ -4,6 +4,8 @@ from counterpoint.bench.compare import CompareConfig as CompareConfig
 from counterpoint.bench.compare import make_config as make_config
 from counterpoint.bench.compare import run_comparison as run_comparison
 from counterpoint.bench.comparison import read_comparison as read_comparison
+from counterpoint.bench.diagnose import diagnose as diagnose
+from counterpoint.bench.diagnose_page import diagnose_page as diagnose_page
 from counterpoint.bench.profile import profile_balancers as profile_balancers
 from counterpoint.bench.profile import profile_recipe as profile_recipe
 from counterpoint.bench.profile_result import Profile as Profile

@@ -7,7 +7,7 @@ from typing import Any
 from counterpoint._optional import require
 from counterpoint.bench.group_plan import GroupPlan
 from counterpoint.bench.numbers import format_number, plain
-from counterpoint.bench.report import TEMPLATES, hash_source, inline_script
+from counterpoint.bench.page import TEMPLATES, hash_source, inline_script
 from counterpoint.bench.tables import write_text
 from counterpoint.grouping import AffinityMatrix, Grouping
 

@@ -13,7 +13,7 @@ from counterpoint.bench.runner import run_one
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
 from counterpoint.errors import OptionError
 from counterpoint.splitting import SplitPlan, sizes
-from counterpoint.training.loop import Observer
+from counterpoint.training.loop import Observe
 from counterpoint.training.run_folder import write_atomically
 
 RECORD = "record.npz"
@@ -68,7 +68,7 @@ def record_run(
     path = folder / RECORD
     monitors: list[ConflictMonitor] = []
 
-    def watch(built: Built) -> Observer:
+    def watch(built: Built) -> Observe:
         if len(built.tasks) < 2:
             raise OptionError(f"conflict is between tasks, and this run has {[task.name for task in built.tasks]} only")
         names = [task.name for task in built.tasks]
@@ -77,7 +77,7 @@ def record_run(
 
     if not path.exists() and folder.exists():
         shutil.rmtree(folder)
-    run_one(config, folder, on_epoch, watch)
+    run_one(config, folder, on_epoch, watch=watch)
     if monitors and not path.exists():
         temporary = path.with_name(f"new-{RECORD}")
         monitors[0].record().save(temporary)

@@ -1,8 +1,5 @@
 """The report of a comparison: one HTML file that needs no network."""
 
-import base64
-import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +10,13 @@ from counterpoint.bench.columns import Column, all_columns
 from counterpoint.bench.curves import cosine_section, curves_section
 from counterpoint.bench.figures import Section, change_section, cost_section, delta_section
 from counterpoint.bench.numbers import MISSING, format_exact, format_spread
+from counterpoint.bench.page import render_page
 from counterpoint.bench.palette import method_styles
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, ranked_rows
 from counterpoint.bench.results import Comparison, MethodRow
 from counterpoint.bench.tables import write_text
 from counterpoint.bench.verdict import rule, verdict
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_SHOWN = 9  # with more methods, the figures start with the baselines and the best ones, the others are a click away
 
 
@@ -43,20 +40,10 @@ def render_report(comparison: Comparison) -> str:
     Raises:
         MissingExtraError: If plotly, jinja2 or PyYAML is not installed.
     """
-    jinja2 = require("jinja2", extra="bench")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = _sections(comparison)
-    scripts = {
-        "plotly": inline_script(require("plotly.offline", extra="bench").get_plotlyjs()),
-        "page": inline_script((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-    }
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        "report.html.jinja",
+        sections,
         comparison=comparison,
         readings=READINGS,
         verdict=verdict(comparison),
@@ -65,16 +52,11 @@ def render_report(comparison: Comparison) -> str:
         groups=_groups(all_columns(comparison)),
         columns=all_columns(comparison),
         bodies={name: _body(comparison, name) for name in READINGS},
-        sections=sections,
         legend=_legend(comparison),
         max_shown=MAX_SHOWN,
-        payload={"figures": [dataclasses.asdict(figure) for section in sections for figure in section.figures]},
         failed=failed_runs(comparison),
         config=_yaml(comparison.config),
         versions=_yaml(comparison.environment),
-        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        scripts=scripts,
-        hashes=[hash_source(text) for text in scripts.values()],
     )
 
 
@@ -86,16 +68,6 @@ def _sections(comparison: Comparison) -> list[Section]:
         cost_section(comparison),
         change_section(comparison),
     ]
-
-
-def inline_script(script: str) -> str:
-    """Return a script as it may stand in a page: nothing in it ends the element, line ends as a parser sees them."""
-    return script.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def hash_source(script: str) -> str:
-    """Return the source expression that lets a content security policy run this very script and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _groups(columns: list[Column]) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from counterpoint.bench.build import Built, build, check_run, environment
 from counterpoint.bench.run_config import RunConfig
 from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
-from counterpoint.training.loop import Observer
+from counterpoint.training.loop import Observe
 from counterpoint.training.run_folder import ERROR, RESULT, read_finished, write_atomically
 
 
@@ -64,7 +64,8 @@ def run_one(
     config: RunConfig,
     path: Path,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    watch: Callable[[Built], Observer] | None = None,
+    *,
+    watch: Callable[[Built], Observe] | None = None,
 ) -> dict[str, Any]:
     """Do one run, or go on with it, or return its result if it is done.
 
@@ -74,7 +75,7 @@ def run_one(
         config: What to run.
         path: Folder of the run.
         on_epoch: Called with the record of each epoch.
-        watch: Called with what was built, gives the observer of :func:`counterpoint.training.fit`.
+        watch: Called with what was built; what it returns sees the losses of every batch before the update.
 
     Raises:
         RunError: If something goes wrong that no error of this package stands for.

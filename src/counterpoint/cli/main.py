@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from counterpoint._optional import missing_extra
 from counterpoint._version import __version__
-from counterpoint.cli import compare, group, list_names, profile, report, show, split, train
+from counterpoint.cli import compare, diagnose, group, list_names, profile, report, show, split, train
 from counterpoint.errors import CounterpointError, GraphError, NonFiniteError, RunError, SolverError
 from counterpoint.registry import nearest
 
@@ -17,6 +17,7 @@ VERBS = {
     "show": show,
     "train": train,
     "compare": compare,
+    "diagnose": diagnose,
     "split": split,
     "group": group,
     "profile": profile,

@@ -15,7 +15,7 @@ import numpy as np
 from counterpoint.errors import FileError
 
 _FORMAT = 1
-_PLAIN = ("tasks", "layers", "sizes", "thresholds", "exact")
+_PLAIN = ("tasks", "layers", "sizes", "thresholds", "exact", "kinds")
 # what numpy, zipfile and json raise about bytes that somebody else wrote
 _DAMAGE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, OverflowError, RuntimeError),
@@ -33,7 +33,7 @@ def write_record(path: str | Path, record: Any) -> None:
     """
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     plain = {name: fields.pop(name) for name in _PLAIN}
-    plain["sizes"] = dict(plain["sizes"])
+    plain |= {"sizes": dict(plain["sizes"]), "kinds": dict(plain["kinds"])}
     header = np.array(json.dumps({"format": _FORMAT, **plain}))
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

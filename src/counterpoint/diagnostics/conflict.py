@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from counterpoint import linalg
+from counterpoint._checks import check_range
 from counterpoint.solvers.min_norm import min_norm
 
 _CANCELLED = 1e-14  # the square of a sum this much smaller than the squares of its terms is rounding
@@ -122,6 +123,30 @@ def dominated_conflicts(gram: Float[Tensor, "K K"]) -> Bool[Tensor, "K K"]:
         Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782.
     """
     return cosine_matrix(gram) <= -magnitude_similarity(gram)
+
+
+def multitask_curvature(gradient: Float[Tensor, " P"], moved: Float[Tensor, " P"], step: float) -> float:
+    """Return the multi-task curvature ``H = integral_0^1 g' Hess L(theta - a t g) g da`` of a step ``-t g``.
+
+    L is the sum of the losses and g its gradient at theta. The integral is ``g' (g - g_t) / t``, with g_t the gradient
+    of L after the step: exactly, by the mean-value form along the step. Together with a conflict that outweighs the
+    similarity of lengths (:func:`dominated_conflicts`), a large H (``H >= l |g|^2`` with l large against
+    :func:`curvature_bound` times the Lipschitz constant of the gradient) is the "tragic triad".
+
+    Args:
+        gradient: Of the summed losses before the step.
+        moved: Of the summed losses, on the same batch, at ``theta - step * gradient``.
+        step: t, above 0; the learning rate.
+
+    Raises:
+        OptionError: If ``step`` is not above 0.
+
+    References:
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782.
+    """
+    check_range("multitask_curvature: step", step, low=0.0, low_open=True)
+    first, second = gradient.double(), moved.double()
+    return float(first @ (first - second)) / step
 
 
 def update_cosines(gram: Float[Tensor, "K K"], weights: Float[Tensor, " K"]) -> Float[Tensor, " K"]:

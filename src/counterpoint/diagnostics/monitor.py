@@ -14,7 +14,7 @@ from counterpoint.diagnostics.record import GRID, ConflictRecord
 from counterpoint.diagnostics.spectrum import effective_rank
 from counterpoint.errors import OptionError
 from counterpoint.gradients import group_grams
-from counterpoint.splitting.layers import layer_parameters, sizes
+from counterpoint.splitting.layers import find_layers, layer_parameters, sizes
 
 _BINS = 128  # entries of a record that does not keep every cosine are at most this many
 _ZERO = 1e-12  # a gradient this much shorter than the longest of its layer counts as zero
@@ -73,6 +73,7 @@ class ConflictMonitor:
         self._names = None if tasks is None else tuple(tasks)
         self._groups = layer_parameters(module)
         self._sizes = dict(sizes(module))
+        self._kinds = {name: layer.kind for name, layer in find_layers(module).items()}
         if not self._groups:
             kind = type(module).__name__
             raise OptionError(f"ConflictMonitor: {kind} has no parameters; pass the network that is trained")
@@ -182,6 +183,7 @@ class ConflictMonitor:
             thresholds=() if self.keep_cosines else self.thresholds,
             below=below,
             exact=self.keep_cosines,
+            kinds=self._kinds,
         )
 
 

@@ -41,6 +41,7 @@ class ConflictRecord:
         thresholds: Thresholds whose conflicts were counted; empty if every cosine was kept.
         below: Cosines below each of them, (thresholds, I, n, pairs).
         exact: Whether every cosine was kept.
+        kinds: Class of every layer of the network by name; empty if it is not known.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +60,7 @@ class ConflictRecord:
     thresholds: tuple[float, ...]
     below: np.ndarray
     exact: bool
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -140,6 +142,30 @@ class ConflictRecord:
                 f"{threshold:g}; measure with keep_cosines=True"
             )
         return self.whole_below[:, at]
+
+    def cosines_without(self, layers: Collection[str]) -> np.ndarray:
+        """Return the cosines of the whole gradients as they would have been without some layers, (I, pairs).
+
+        What would be left to conflict if these layers were split, on the way that training took as it was; a split
+        network goes another way.
+
+        Args:
+            layers: Measured layers to leave out.
+
+        Raises:
+            OptionError: If not every cosine was kept.
+            UnknownNameError: If a layer was not measured.
+        """
+        if not self.exact:
+            raise OptionError("ConflictRecord.cosines_without: needs every cosine; measure with keep_cosines=True")
+        kept = np.ones(len(self.layers), dtype=bool)
+        kept[[self.layer_index(layer) for layer in layers]] = False
+        first, second = np.triu_indices(len(self.tasks), k=1)
+        norms = self.norms[:, kept].astype(np.float64)
+        products = np.nan_to_num(self.cosines[:, kept] * norms[:, :, first] * norms[:, :, second]).sum(axis=1)
+        lengths = np.sqrt(np.nan_to_num(norms**2).sum(axis=1))
+        lengths[np.isnan(self.whole_norms) | (lengths == 0)] = np.nan
+        return np.clip(products / (lengths[:, first] * lengths[:, second]), -1.0, 1.0)
 
     def distribution(self, edges: Sequence[float] = MNIST_EDGES) -> np.ndarray:
         """Return the share of (pair, measurement) events with a cosine of the whole gradients in each of some bins.

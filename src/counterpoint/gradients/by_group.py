@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
+from counterpoint.gradients.heads import differentiate_heads, find_frontier
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.low_memory import Block, find_stretches, layer_gram, pass_stretch, width
-from counterpoint.gradients.passes import differentiate_heads, find_frontier, run_passes
+from counterpoint.gradients.passes import is_batchable, run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
 
 
@@ -20,7 +21,8 @@ def group_grams(
     The network is passed in stretches, all tasks through one before any of them enters the next, as by
     :func:`~counterpoint.gradients.low_memory.low_memory_gradients`. Of a layer that is understood the output gradients
     of all tasks are kept while its stretch is passed, if they are smaller than its weight, and of everything else the
-    gradients. A network that no place divides (a U-Net, heads that use a shared weight themselves) is one stretch.
+    gradients. Small trunks on few rows, in which one pass serves all tasks, are passed at once, and so is a network
+    that no place divides (a U-Net, heads that use a shared weight themselves).
 
     Args:
         losses: One scalar per task, each with a graph.
@@ -69,15 +71,16 @@ def _blocks(
     common = {node for node, mask in walk.masks.items() if mask & (mask - 1)}
     balanced = set(scope.shared)
     dividable = all((node in common) == (leaf in balanced) for node, leaf in walk.leaves.items())
-    parts = find_stretches(common, walk, layers, wanted, list(edges)) if dividable else []
     own = Scope(tuple(wanted), ((),) * len(losses))  # what only one task reaches is not differentiated
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    rest = [leaf for leaf in wanted if leaf not in taken]
+    at_once = not dividable or is_batchable(own, walk, layers, rest)  # few rows: their output gradients are small
+    parts = [] if at_once else find_stretches(common, walk, layers, wanted, list(edges))
     if parts:
         seeds, _ = differentiate_heads(losses, own, walk, edges, lasts, scale=scale, retain_graph=True)
         for part in parts:
             yield pass_stretch(part, seeds, len(losses))
         return
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    rest = [leaf for leaf in wanted if leaf not in taken]
     found = run_passes(losses, own, walk, layers, rest, scale=scale, retain_graph=True, workspace=None)
     reached = [(layer, d) for layer, d in zip(layers, found.outputs, strict=True) if d is not None]
     yield Block([layer for layer, _ in reached], [d for _, d in reached], rest, found.rows)

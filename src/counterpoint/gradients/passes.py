@@ -65,7 +65,7 @@ def run_passes(
         retain_graph: Keep the graph for another backward pass.
         workspace: Where the rows are kept.
     """
-    if _is_batchable(scope, walk, layers, rest):
+    if is_batchable(scope, walk, layers, rest):
         return _through_frontier(
             losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace
         )
@@ -119,7 +119,7 @@ def differentiate_layers(
     return [*(seen.get(node, other) for node, other in zip(nodes, told, strict=True)), *found[len(layers) :]]
 
 
-def _is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Sequence[Tensor]) -> bool:
+def is_batchable(scope: Scope, walk: Walk, layers: Sequence[Layer], rest: Sequence[Tensor]) -> bool:
     """Return whether one pass for all tasks is possible below the heads and pays."""
     if any(layer.num_rows() > _FEW_ROWS for layer in layers) or any(t._backward_hooks or t.is_complex() for t in rest):
         return False

@@ -36,8 +36,8 @@ class Selective(Schedule):
         regroup_every: Batches between clusterings.
         order: ``"random"`` draws the order of the groups for each batch; ``"fixed"`` keeps that of their first tasks.
         repeat_single: Take a batch twice where all tasks are in one group, as the effect would never be seen else.
-        measure_last: How the effect of a batch's last group is seen: ``"never"``; ``"forward"``, by one more forward pass
-            without a graph (which moves the running statistics of norms); ``"next"``, on the next batch, so mixed
+        measure_last: How the effect of a batch's last group is seen: ``"never"``; ``"forward"``, by one more forward
+            pass without a graph (which moves the running statistics of norms); ``"next"``, on the next batch, so mixed
             with the difference between batches.
         credit: ``"executed"`` credits a change to the group whose update made it; ``"official"`` to the next one, as
             the released code does.

@@ -5,7 +5,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -28,10 +28,16 @@ from counterpoint.training.sampler import SeededSampler
 from counterpoint.training.seed import rng_state, set_rng_state
 from counterpoint.training.selection import RULES, select, validation_score
 from counterpoint.training.step import sharing, transform_heads
-from counterpoint.training.visit import Parts, Visit
+from counterpoint.training.visit import Losses, Parts, Visit
 
 _FORMAT = 2  # of checkpoints
-Observer = Callable[..., object]  # (losses by task, step=) -> whatever
+
+
+class Observe(Protocol):
+    """Looks at the losses of a batch before the update, and keeps their graph."""
+
+    def __call__(self, losses: Losses, *, step: int) -> object:
+        """Look at the losses of one batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +95,7 @@ def fit(
     schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    observe: Observer | None = None,
+    observe: Observe | None = None,
     before_batch: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
@@ -106,9 +112,9 @@ def fit(
         schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
-        observe: Called with the scalar losses of every batch by task and the number of the step, from 0, before the
-            first update on it; must keep their graph. What it takes is not counted as training time, and nothing of
-            it survives a killed run.
+        observe: Called with the scalar losses of each batch, by task, and the number of the step, before the first
+            update on it; must keep the graph. Its time is not counted as training time, and nothing of it survives a
+            killed run.
         before_batch: Called before the first forward pass on each batch, with what updates are made with and the batch;
             has to leave everything as it is. Its time is not counted as training time.
 
@@ -124,8 +130,8 @@ def fit(
     fabric = fabric or Fabric(devices=1)
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
-    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
-    loop.observe, loop.before_batch = observe, before_batch
+    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric, observe)
+    loop.before_batch = before_batch
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -149,7 +155,9 @@ class _Loop:
         scheduler: Any,
         schedule: Schedule,
         fabric: Fabric,
+        observe: Observe | None,
     ) -> None:
+        self.observe = observe
         self.raw_model, self.raw_optimizer = model, optimizer
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.balancer, self.schedule = balancer.to(fabric.device), schedule
@@ -179,7 +187,6 @@ class _Loop:
         self.train_seconds = 0.0
         self.before_batch: Callable[[Parts, Any], None] | None = None
         self.best_score = float("-inf")
-        self.observe: Observer | None = None
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler | None) -> Any:
         loader = DataLoader(
@@ -265,8 +272,8 @@ class _Loop:
         if self.before_batch is not None:
             self.before_batch(self.parts, batch)
         observed = time.perf_counter() - begin
-        see = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
-        visit = Visit(self.parts, batch, others, monitor=monitor, observe=see)
+        observe = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
+        visit = Visit(self.parts, batch, others, monitor=monitor, observe=observe)
         try:
             report = self.schedule.step(
                 visit.losses, self.raw_optimizer, self.balancer, model=self.raw_model, update=visit.update

@@ -50,7 +50,7 @@ class Visit:
         batch: What the steps are taken on.
         others: Further batches of the training split, for methods that read them.
         monitor: Measure the Gram matrix of all tasks before the first step.
-        observe: Called with the scalar losses of all tasks before the first step.
+        observe: Called with a scalar loss of each task before the first step; must keep the graph.
 
     Attributes:
         gram: What was measured, (K, K), NaN for absent tasks.
@@ -64,7 +64,7 @@ class Visit:
         others: Sequence[Any],
         *,
         monitor: bool,
-        observe: Callable[[dict[str, Tensor | None]], object] | None = None,
+        observe: Callable[[Losses], object] | None = None,
     ) -> None:
         self.parts, self.batch, self.others, self.monitor, self.observe = parts, batch, others, monitor, observe
         self.gram: Tensor | None = None
@@ -91,12 +91,12 @@ class Visit:
         parts, balancer = self.parts, self.parts.balancer
         outside = {name for name, loss in self._losses.items() if loss is not None and losses[name] is None}
         known = balancer.reports_gram and parts.level != "features" and not outside and _any_of(losses)
-        if self.observe is not None:
-            begin = time.perf_counter()
-            self.observe(scalar_losses(self._losses, [task.name for task in parts.tasks], parts.balancer.loss_form))
-            self.observe = None
-            self.seconds += time.perf_counter() - begin
         monitor, self.monitor = self.monitor, False
+        observe, self.observe = self.observe, None
+        if observe is not None:
+            begin = time.perf_counter()
+            observe(scalar_losses(self._losses, [task.name for task in parts.tasks], balancer.loss_form))
+            self.seconds += time.perf_counter() - begin
         if monitor and not known:
             begin = time.perf_counter()
             self.gram = conflict_gram(

@@ -1,0 +1,116 @@
+"""Diagnosis of a run: train with the monitor on, and say where its tasks conflict."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from counterpoint._checks import check_integer, check_range
+from counterpoint.bench.build import Built
+from counterpoint.bench.diagnose_page import diagnose_page
+from counterpoint.bench.run_config import RunConfig
+from counterpoint.bench.runner import run_one
+from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
+from counterpoint.errors import FileError, OptionError
+from counterpoint.splitting import find_layers
+from counterpoint.training.loop import Observe
+from counterpoint.training.run_folder import write_atomically
+
+RECORD, PAGE, OPTIONS = "record.npz", "diagnose.html", "diagnose.json"
+MEASUREMENTS = 200  # about so many, where the caller does not say how often
+_MOST_COSINES = 50_000_000  # 200 MB; with more only those below the threshold are counted
+
+
+def diagnose(
+    config: RunConfig,
+    path: Path,
+    *,
+    every: int | None = None,
+    share: float = 1.0,
+    threshold: float = 0.0,
+    recipe: str = "RECIPE",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> ConflictRecord:
+    """Train with the monitor on and write ``record.npz`` and ``diagnose.html`` to the folder of the run.
+
+    A diagnosis that is done is not done again, only its page is written anew; one that was stopped starts from the
+    beginning.
+
+    Args:
+        config: What to train, with any balancer.
+        path: Folder.
+        every: Measure at every so-many-th step; default such that there are about 200 measurements.
+        share: Share of the epochs to train, in (0, 1], at least one epoch. Recon's search takes 0.2 to 0.25.
+        threshold: S, for findings and table.
+        recipe: What the suggested command is to be called with.
+        on_epoch: Called with the record of each epoch.
+
+    Raises:
+        OptionError: If an option is outside its range, or there is one task only.
+        FileError: If the folder holds another diagnosis.
+    """
+    every = None if every is None else check_integer("diagnose: every", every, low=1)
+    check_range("diagnose: share", share, low=0.0, high=1.0, low_open=True)
+    check_range("diagnose: threshold", threshold, low=-1.0, high=1.0)
+    options = {"every": every, "share": share}
+    _check_folder(path, options)
+    config = shortened(config, share)
+    monitors: list[ConflictMonitor] = []
+
+    def watch(built: Built) -> Observe:
+        if len(built.tasks) < 2:
+            raise OptionError("diagnose: there is one task, so there is nobody to conflict with; train more tasks")
+        write_atomically(path / OPTIONS, (json.dumps(options) + "\n").encode())
+        monitors.append(_monitor(built, config, every, threshold))
+        return monitors[-1].observe
+
+    def ended(record: dict[str, Any]) -> None:
+        if monitors:
+            monitors[-1].record().save(path / RECORD)
+        if on_epoch is not None:
+            on_epoch(record)
+
+    run_one(config, path, ended, watch=watch)
+    if not (path / RECORD).exists():
+        raise FileError(f"{path}: the run is done, but was not measured; give another folder")
+    record = ConflictRecord.load(path / RECORD)
+    title = f"Conflict between tasks: {config.balancer.name} on {config.data.name}"
+    content = json.dumps(config.to_dict(), indent=2)
+    diagnose_page(record, path / PAGE, threshold=threshold, title=title, recipe=recipe, config=content)
+    return record
+
+
+def shortened(config: RunConfig, share: float) -> RunConfig:
+    """Return a configuration that trains a share of the epochs, without checkpoints on the way and other monitoring."""
+    epochs = max(1, math.ceil(share * config.training.epochs - 1e-9))
+    training = dataclasses.replace(config.training, epochs=epochs, checkpoint_every=epochs, monitor_every=0)
+    return dataclasses.replace(config, training=training)
+
+
+def _monitor(built: Built, config: RunConfig, every: int | None, threshold: float) -> ConflictMonitor:
+    samples: Any = built.data.split("train")
+    steps = config.training.epochs * math.ceil(len(samples) / config.training.batch_size)
+    every = max(1, round(steps / MEASUREMENTS)) if every is None else every
+    tasks = [task.name for task in built.tasks]
+    pairs = len(tasks) * (len(tasks) - 1) // 2
+    keep = math.ceil(steps / every) * len(find_layers(built.model)) * pairs <= _MOST_COSINES
+    thresholds = tuple(dict.fromkeys((threshold, 0.0)))
+    return ConflictMonitor(built.model, tasks=tasks, every=every, thresholds=thresholds, keep_cosines=keep)
+
+
+def _check_folder(path: Path, options: dict[str, Any]) -> None:
+    """Raise if the folder holds a diagnosis with other options.
+
+    Raises:
+        FileError: If it does.
+    """
+    if not (path / OPTIONS).exists():
+        return
+    try:
+        before = json.loads((path / OPTIONS).read_text())
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path / OPTIONS}: damaged ({error}); delete the folder and diagnose again") from error
+    if before != options:
+        raise FileError(f"{path}: holds a diagnosis with {before}, not {options}; give another folder")
