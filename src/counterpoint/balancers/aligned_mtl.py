@@ -38,7 +38,7 @@ def aligned_mtl_weights(
         tensor([0.5000, 1.0000])
 
     References:
-        Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv:2305.19000,
+        Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv:2305.19000.
         Released codes take the accuracy of float32 (1.2e-7) for eps whatever the matrix; here the matrix
         is summed in float64, and that value would drop tasks whose gradients are 1e-3 times shorter.
     """

@@ -43,7 +43,7 @@ def cagrad_weights(
         tensor([0.7500, 0.7500])
 
     References:
-        Liu et al., "Conflict-Averse Gradient Descent for Multi-Task Learning", NeurIPS 2021, arXiv:2110.14048,
+        Liu et al., "Conflict-Averse Gradient Descent for Multi-Task Learning", NeurIPS 2021, arXiv:2110.14048.
         c = 0.4 is what the authors' experiments use (other libraries take 0.5). The released code adds
         1e-8 to the norms, solves an unnormalized dual to 1e-9 ... 2e-3, defaults to ``rescale=1``, and multiplies by K
         when it writes the gradient.

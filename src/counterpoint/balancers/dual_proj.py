@@ -32,8 +32,8 @@ def dual_proj_weights(
         tensor([3.0000, 0.7500])
 
     References:
-        Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv:1706.08840
-        to 11, there with the gradient of a new task in place of the mean; under this name in Quinton and Rey,
+        Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv:1706.08840,
+        there with the gradient of a new task in place of the mean; under this name in Quinton and Rey,
         arXiv:2406.16232.
     """
     small = gram.double()
