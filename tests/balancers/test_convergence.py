@@ -16,10 +16,12 @@ from counterpoint.balancers import (
     LSB,
     MGDA,
     MSI,
+    OSMTL,
     PIVRG,
     POMSI,
     RLW,
     SAMGS,
+    SPMTL,
     STCH,
     AlignedMTL,
     AutoLambda,
@@ -210,3 +212,29 @@ def test_random_methods_end_near_the_minimum_of_the_mean_loss(balancer):
     # the expectation of the update is a multiple of the sum; what is left is the noise of a constant step size
     found = descend(balancer, steps=600, rate=0.01, decay=False)
     torch.testing.assert_close(found, weighted_optimum([1, 1]), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize(("threshold", "height"), [(10.0, 0.0), (1e9, 6.0)])
+def test_spmtl_ends_at_the_mean_of_the_instances_that_it_admits(threshold, height):
+    """Four instances of each task lie around its center and one is 30 up, which only the high threshold admits."""
+    around = 0.1 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    outlier = torch.tensor([[0.0, 30.0]], dtype=torch.float64)
+    x = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    optimizer, balancer = torch.optim.SGD([x], lr=0.1), SPMTL(2, threshold=threshold, group_penalty=0.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        balancer.backward([((x - torch.cat([center + around, outlier])) ** 2).sum(dim=1) / 2 for center in CENTERS])
+        optimizer.step()
+    torch.testing.assert_close(x.detach(), torch.tensor([0.0, height], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "reach"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
+def test_osmtl_ends_at_the_mean_of_the_centers_under_its_relation(alpha, reach):
+    """At a high temperature eta stays 1 / 2: model k ends at alpha c_k + (1 - alpha) (c_1 + c_2) / 2 = alpha c_k."""
+    models = torch.tensor([[0.3, 2.0], [0.4, -1.0]], dtype=torch.float64, requires_grad=True)
+    optimizer, balancer = torch.optim.SGD([models], lr=0.1), OSMTL(2, alpha=alpha, temperature=1e9)
+    for _ in range(200):
+        optimizer.zero_grad()
+        balancer.backward([((model - CENTERS) ** 2).sum(dim=1) / 2 for model in models], shared=[models])
+        optimizer.step()
+    torch.testing.assert_close(models.detach(), reach * CENTERS, rtol=0, atol=1e-6)

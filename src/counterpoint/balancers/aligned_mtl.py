@@ -38,8 +38,8 @@ def aligned_mtl_weights(
         tensor([0.5000, 1.0000])
 
     References:
-        Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv:2305.19000,
-        Algorithm 1. Released codes take the accuracy of float32 (1.2e-7) for eps whatever the matrix; here the matrix
+        Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv:2305.19000.
+        Released codes take the accuracy of float32 (1.2e-7) for eps whatever the matrix; here the matrix
         is summed in float64, and that value would drop tasks whose gradients are 1e-3 times shorter.
     """
     values, vectors = torch.linalg.eigh(gram)
@@ -71,7 +71,7 @@ class AlignedMTL(GramBalancer):
     key = "aligned_mtl"
     equation = "v = sigma G^T (G G^T)^(-1/2) p,  sigma = least singular value of G"
     source = "Senushkin et al., Independent Component Alignment, CVPR 2023, arXiv:2305.19000"
-    provenance = "paper (Algorithm 1); scale modes from the released code"
+    provenance = "paper; scale modes from the released code"
     scale = "length sigma |p| for independent gradients: sigma / sqrt(K)"
     avoid = (
         "Where gradients are nearly dependent or one is very short: with scale_mode='min' the whole update is as "

@@ -43,8 +43,8 @@ def cagrad_weights(
         tensor([0.7500, 0.7500])
 
     References:
-        Liu et al., "Conflict-Averse Gradient Descent for Multi-Task Learning", NeurIPS 2021, arXiv:2110.14048,
-        Algorithm 1. c = 0.4 is what the authors' experiments use (other libraries take 0.5). The released code adds
+        Liu et al., "Conflict-Averse Gradient Descent for Multi-Task Learning", NeurIPS 2021, arXiv:2110.14048.
+        c = 0.4 is what the authors' experiments use (other libraries take 0.5). The released code adds
         1e-8 to the norms, solves an unnormalized dual to 1e-9 ... 2e-3, defaults to ``rescale=1``, and multiplies by K
         when it writes the gradient.
     """
@@ -84,7 +84,7 @@ class CAGrad(GramBalancer):
     key = "cagrad"
     equation = "max over v of min_i <g_i, v>  subject to  |v - g_0| <= c |g_0|,  g_0 = mean_i g_i"
     source = "Liu et al., Conflict-Averse Gradient Descent, NeurIPS 2021, arXiv:2110.14048"
-    provenance = "paper (Algorithm 1), dual solved exactly; c and rescale checked against the released code"
+    provenance = "paper, dual solved exactly; c and rescale checked against the released code"
     scale = "mean"
     avoid = (
         "Where no task may get worse: for c below 1 it only lessens the worst conflict. The mean gradient that it "

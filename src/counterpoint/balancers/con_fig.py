@@ -47,7 +47,7 @@ def con_fig_weights(
 
     References:
         Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR 2025,
-        arXiv:2408.11104, Section 3; length models of the released code. It solves with all K gradients; here the
+        arXiv:2408.11104; length models of the released code. It solves with all K gradients; here the
         K x K cosines give the same. It tests for a length of exactly 0, so opposed gradients give it an arbitrary
         direction of full length; here a vector 1e-10 times shorter than its terms counts as 0.
     """

@@ -32,8 +32,8 @@ def dual_proj_weights(
         tensor([3.0000, 0.7500])
 
     References:
-        Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv:1706.08840, Eq. 8
-        to 11, there with the gradient of a new task in place of the mean; under this name in Quinton and Rey,
+        Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv:1706.08840,
+        there with the gradient of a new task in place of the mean; under this name in Quinton and Rey,
         arXiv:2406.16232.
     """
     small = gram.double()
@@ -56,7 +56,7 @@ class DualProj(DualConeBalancer):
     key = "dual_proj"
     equation = "v = proj(sum_i p_i g_i),  proj onto {x: <x, g_j> >= 0 for all j}"
     source = "Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017, arXiv:1706.08840"
-    provenance = "paper (Eq. 8), for the mean of the task gradients; projection exact"
+    provenance = "paper, for the mean of the task gradients; projection exact"
     scale = "mean"
     avoid = (
         "Where every task has to progress: if the mean conflicts with some tasks, the update mostly has a product of "

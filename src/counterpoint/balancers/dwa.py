@@ -32,7 +32,7 @@ def dwa_weights(
         tensor([0.8756, 1.1244])
 
     References:
-        Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv:1803.10704, Eq. 7.
+        Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv:1803.10704.
     """
     ratio = last / previous
     ratio = torch.where((previous > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio))
@@ -57,7 +57,7 @@ class DWA(PeriodicLossBalancer):
     key = "dwa"
     equation = "w = K softmax(r / T),  r_i = mean loss of the last epoch / mean loss of the epoch before"
     source = "Liu, Johns, Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv:1803.10704"
-    provenance = "paper (Eq. 7)"
+    provenance = "paper"
     scale = "weights sum to K"
     avoid = (
         "Where losses differ in size: it looks at how fast each one falls and not at how large it is, and while all "

@@ -41,7 +41,7 @@ def fairgrad_weights(
         tensor([0.3969, 1.0000])
 
     References:
-        Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv:2402.15638, Section 4. The
+        Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv:2402.15638. The
         released code starts SciPy's least squares at 1 / K (5 % off for alpha = 5 on badly scaled gradients),
         multiplies v by K and clips it to length 1; here nothing is added to the equation and ``max_norm`` is off.
     """

@@ -37,7 +37,7 @@ def graddrop_direction(
 
     References:
         Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020,
-        arXiv:2010.06808, Algorithm 1 with f the identity, on gradients of parameters; at ``level="features"`` on those
+        arXiv:2010.06808, with f the identity, on gradients of parameters; at ``level="features"`` on those
         of features, without the paper's sum over the batch of gradients signed by the activation.
     """
     dtype = torch.promote_types(torch.float32, jacobian.dtype)
@@ -95,7 +95,7 @@ class GradDrop(JacobianBalancer):
     key = "graddrop"
     equation = "v_k = sum of the entries of one sign; positive with probability (1 + sum_i g_ik / sum_i |g_ik|) / 2"
     source = "Chen et al., Just Pick a Sign, NeurIPS 2020, arXiv:2010.06808"
-    provenance = "paper (Algorithm 1, f the identity), on gradients of parameters as most released codes do"
+    provenance = "paper (f the identity), on gradients of parameters as most released codes do"
     scale = "sum"
     avoid = (
         "Where memory is short, since all K gradients of the shared parameters are formed; or where runs are short, "

@@ -49,7 +49,7 @@ def gradvac_weights(
 
     References:
         Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual
-        Models", ICLR 2021, arXiv:2010.05874, Algorithm 1 and Eq. 3. No epsilon in the divisions.
+        Models", ICLR 2021, arXiv:2010.05874. No epsilon in the divisions.
     """
     kept = nonzero_rows(gram)
     if not bool(kept.any()):
@@ -91,7 +91,7 @@ class GradVac(GramBalancer):
     key = "gradvac"
     equation = "as PCGrad, but g_i is turned until cos(g_i, g_j) = rho_ij, the running mean of that cosine"
     source = "Wang et al., Gradient Vaccine, ICLR 2021, arXiv:2010.05874"
-    provenance = "paper (Algorithm 1); one group of parameters"
+    provenance = "paper; one group of parameters"
     scale = "sum"
     avoid = (
         "Where conflicts are to be removed: a pair is changed only when its cosine falls below its own running mean, "

@@ -52,7 +52,7 @@ def mgda_weights(
 
     References:
         Désidéri, C. R. Acad. Sci. 350, 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization",
-        NeurIPS 2018, arXiv:1810.04650, Eq. 3. Solved exactly: Frank-Wolfe (its Algorithm 2) converges like 1/k, and the
+        NeurIPS 2018, arXiv:1810.04650. Solved exactly: Frank-Wolfe (its Algorithm 2) converges like 1/k, and the
         projected gradient of the released code stops up to 47 per cent above the shortest length on badly scaled
         gradients.
     """
@@ -100,7 +100,7 @@ class MGDA(GramBalancer):
     key = "mgda"
     equation = "min over w on the simplex of |sum_i w_i g_i|^2"
     source = "Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, NeurIPS 2018, arXiv:1810.04650"
-    provenance = "paper (Eq. 3), solved exactly; normalizations and weighted task gradients from the released code"
+    provenance = "paper, solved exactly; normalizations and weighted task gradients from the released code"
     scale = "convex combination: weights sum to 1"
     avoid = (
         "Where one gradient is much shorter than the others, from a loss of small scale or a task that is nearly "

@@ -33,7 +33,7 @@ def pcgrad_weights(
         tensor([2.0000, 1.2500])
 
     References:
-        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782, Algorithm 1. The
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, arXiv:2001.06782. The
         released TensorFlow code shuffles a copy, so its order is fixed; ours is random, as in the paper. No epsilon in
         the division.
     """
@@ -61,7 +61,7 @@ class PCGrad(GramBalancer):
     key = "pcgrad"
     equation = "g_i <- g_i - (<g_i, g_j> / |g_j|^2) g_j  if <g_i, g_j> < 0, j in random order;  v = sum_i g_i"
     source = "Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, arXiv:2001.06782"
-    provenance = "paper (Algorithm 1); released code read, its order is not random"
+    provenance = "paper; released code read, its order is not random"
     scale = "sum"
     avoid = (
         "Where no task may get worse and there are three or more: the result depends on a random order and can still "

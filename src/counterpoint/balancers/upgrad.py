@@ -32,7 +32,7 @@ def upgrad_weights(
         tensor([2.0000, 1.2500], dtype=torch.float64)
 
     References:
-        Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv:2406.16232, Section 3.
+        Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv:2406.16232.
     """
     small = gram.double()
     rows, residual = project_rows_to_dual_cone(regularized(small) if torchjd_compat else small)

@@ -49,7 +49,7 @@ def adam_step(
         tensor([-0.5000,  0.5000], dtype=torch.float64)
 
     References:
-        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980, Algorithm 1.
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980.
     """
     count = moments.count + 1
     first = torch.lerp(gradient, moments.first, _BETAS[0])
