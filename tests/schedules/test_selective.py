@@ -238,7 +238,7 @@ def test_resume_after_the_warm_up_is_bit_exact(balancer):
         ({"groups": [["a"], ["b"]]}, "task 'c' is in no group"),
         ({"groups": [["a", "b"], ["b", "c"]]}, "one group only"),
         ({"groups": [["a", "d"]]}, "no task is called 'd'|unknown|'d'"),
-        ({"credit": "offical"}, "did you mean official"),
+        ({"credit": "officiall"}, "did you mean official"),
         ({"credit": "official", "measure_last": "forward"}, "measure_last='never'"),
         ({"stale_heads": "zero"}, "did you mean zeros"),
         ({"normalise": "row"}, "normalise"),

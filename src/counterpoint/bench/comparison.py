@@ -164,7 +164,7 @@ class _Table:
         """Return the share of severe conflict in what was measured; NaN where nothing was."""
         shares: list[float] = []
         for seed in self.seeds:
-            records = [] if method == SINGLE_TASK else self.runs[method, None, seed].conflicts
+            records = [record for run in self._runs_of(method, seed) for record in run.conflicts]
             cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine is not None]
             shares.append(sum(cosine < SEVERE for cosine in cosines) / len(cosines) if cosines else math.nan)
         return Spread(tuple(shares))
