@@ -323,5 +323,5 @@ def test_bench_report_imports_no_plotly():
 
 
 def test_inlined_script_cannot_end_its_element():
-    inlined = page_module._inline("a = '</script><!-- x';\r\n")
+    inlined = page_module.inline_script("a = '</script><!-- x';\r\n")
     assert not re.search(r"</script|<!--|\r", inlined)

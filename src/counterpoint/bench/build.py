@@ -16,7 +16,8 @@ from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
 from counterpoint.bench.method import build_balancer, check_balancer
-from counterpoint.bench.run_config import RunConfig, SplitConfig, TrainingConfig, check_component
+from counterpoint.bench.options import check_component
+from counterpoint.bench.run_config import RunConfig, SplitConfig, TrainingConfig
 from counterpoint.data import MultiTaskData
 from counterpoint.errors import OptionError
 from counterpoint.splitting import SplitPlan

@@ -11,7 +11,8 @@ from counterpoint import schedules
 from counterpoint.bench.group_plan import resolve_plan
 from counterpoint.bench.method import canonical_name, check_balancer
 from counterpoint.bench.networks import Networks
-from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, check_component, one_line
+from counterpoint.bench.options import check_component, one_line
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig
 from counterpoint.errors import OptionError
 from counterpoint.schedules import FixedGroups
 

@@ -13,7 +13,8 @@ import yaml
 from counterpoint import grouping
 from counterpoint.bench.build import build, check_run, environment
 from counterpoint.bench.group_plan import GroupPlan
-from counterpoint.bench.run_config import RunConfig, check_component, one_line
+from counterpoint.bench.options import check_component, one_line
+from counterpoint.bench.run_config import RunConfig
 from counterpoint.errors import OptionError
 from counterpoint.grouping import AffinityMatrix, Estimator, Grouping, Solver
 from counterpoint.registry import fold, unknown

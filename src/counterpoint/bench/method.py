@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from counterpoint import balancers
 from counterpoint.balancers import BALANCERS, Balancer, LossBalancer, Wrapped
-from counterpoint.bench.run_config import BalancerConfig, check_arguments, check_component
+from counterpoint.bench.options import check_arguments, check_component
+from counterpoint.bench.run_config import BalancerConfig
 from counterpoint.errors import OptionError
 
 

@@ -1,6 +1,6 @@
 """Train once, measure how tasks affect each other, and propose groups of tasks.
 
-Writes group.json, which compare and train take with --plan, and group.html, the affinities as a picture.
+Writes group.json, which compare and train take with --plan, and group.html, a page to look at.
 """
 
 import argparse

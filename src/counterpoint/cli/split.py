@@ -1,7 +1,7 @@
 """Recon: find the layers in which tasks conflict, give each task its own copy of them, train again.
 
-Trains a share of the epochs and counts conflicts, splits the layers with the most of them, trains every
-balancer anew on both networks. Like compare, it goes on where it was stopped, and writes report.html.
+Trains a share of the epochs and counts conflicts, splits the layers with the most of them, trains
+every balancer anew on both networks. Goes on where it was stopped, and writes report.html.
 """
 
 import argparse
