@@ -106,12 +106,10 @@ def over_time(comparison: Comparison) -> list[str]:
     """Return the mean number of groups of each epoch, where a run recorded its groups."""
     lines: list[str] = []
     for run in comparison.runs:
-        by_epoch: dict[int, list[int]] = {}
-        for record in run.schedules:
-            by_epoch.setdefault(int(record["epoch"]), []).append(len(record["groups"]))
-        if by_epoch:
-            counts = ", ".join(f"{sum(own) / len(own):.2f}" for _, own in sorted(by_epoch.items()))
-            lines.append(f"- `{run.method}`, seed {run.seed}: {counts}")
+        if run.schedules:
+            counts = ", ".join(f"{record['num_groups']:.2f}" for record in run.schedules)
+            last = " / ".join(" ".join(group) for group in run.schedules[-1]["groups"])
+            lines.append(f"- `{run.method}`, seed {run.seed}: {counts}; at the end {last}")
     return ["## Number of groups over training", "", "Mean of each epoch.", "", *lines] if lines else []
 
 

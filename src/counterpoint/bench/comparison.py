@@ -85,7 +85,11 @@ def _read_run(job: Job) -> RunRecord:
         result={} if finished is None else finished.result,
         timing={} if finished is None else finished.timing,
         serves=job.serves,
-        schedules=tuple(record for record in records if record.get("kind") == "schedule"),
+        schedules=tuple(
+            {"epoch": record["epoch"], "step": record["step"], **record["schedule"]}
+            for record in records
+            if record.get("kind") == "epoch" and "schedule" in record
+        ),
     )
 
 

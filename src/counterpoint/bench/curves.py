@@ -50,7 +50,7 @@ def _curve_figure(comparison: Comparison, number: int, task: TaskInfo) -> Figure
                 points.append((float(entry["epoch"]), places, float(value)))
         return points
 
-    data, seconds = _method_curves(comparison, read, ("epochs", "seconds"), f" {escape(unit)}" if unit else "")
+    data, seconds = method_curves(comparison, read, ("epochs", "seconds"), f" {escape(unit)}" if unit else "")
     title = f"{metric}{f', {unit}' if unit else ''}   ({'higher' if higher else 'lower'} is better)"
     return Figure(
         key=f"curve-{number}",
@@ -112,7 +112,7 @@ def _cosine_figure(
                 points.append((float(entry["step"]), {"epochs": float(entry["epoch"])}, float(value)))
         return points
 
-    data, _ = _method_curves(comparison, read, ("epochs",), "", skip=SINGLE_TASK)
+    data, _ = method_curves(comparison, read, ("epochs",), "", skip=SINGLE_TASK)
     shade = {
         "type": "rect",
         "xref": "paper",
@@ -144,7 +144,7 @@ def _cosine_figure(
     )
 
 
-def _method_curves(
+def method_curves(
     comparison: Comparison, read: Reader, places: tuple[str, ...], unit: str, skip: str = ""
 ) -> tuple[list[Trace], list[Trace]]:
     """Return the traces of all methods at the first place, and what differs for the last place."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,18 @@ from counterpoint import grouping
 from counterpoint.bench.build import build, check_run, environment
 from counterpoint.bench.group_plan import GroupPlan
 from counterpoint.bench.options import check_component, one_line
-from counterpoint.bench.run_config import RunConfig
+from counterpoint.bench.run_config import RunConfig, ScheduleConfig
 from counterpoint.errors import OptionError
 from counterpoint.grouping import AffinityMatrix, Estimator, Grouping, Solver
 from counterpoint.registry import fold, unknown
+from counterpoint.schedules import Selective
 from counterpoint.training import RunFolder, fit
+from counterpoint.training.run_folder import remove_run
 from counterpoint.training.step import forward
 from counterpoint.training.visit import Parts
 
 ALIASES = {"cosine": "gradient_cosine"}
+PROXIMAL = "proximal"  # measured by the schedule of selective updates, which trains with it
 DEFAULT_SOLVER = "branch_and_bound(overlap=false, singleton=0.0)"
 
 
@@ -57,9 +59,11 @@ def parse_method(text: str, role: str) -> tuple[str, dict[str, Any]]:
         raise OptionError(f"{role} {text!r} is not of the form name or name(option=value, ...)")
     known = [name for name in grouping.names() if grouping.METHODS.get(name).role == role]
     by_folded = {fold(name): name for name in known}
+    if role == "estimator" and fold(match[1]) == PROXIMAL and not match[2]:
+        return PROXIMAL, {}
     key = by_folded.get(fold(ALIASES.get(match[1], match[1])))
     if key is None:
-        raise unknown(role, match[1], [*known, *(ALIASES if role == "estimator" else ())])
+        raise unknown(role, match[1], [*known, *([*ALIASES, PROXIMAL] if role == "estimator" else [])])
     try:
         written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
         options = yaml.safe_load("{" + written + "}") or {}
@@ -152,15 +156,20 @@ def measure_and_group(
     most = check_group(config, options)
     epochs = group_epochs(config, options)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=epochs))
-    if path.exists():
-        shutil.rmtree(path)
+    remove_run(path)
+    key, given = parse_method(options.affinity, "estimator")
+    if key == PROXIMAL and config.schedule.name != Selective.key:
+        config = dataclasses.replace(config, schedule=ScheduleConfig(Selective.key))
     built = build(config)
     names = [task.name for task in built.tasks]
-    key, given = parse_method(options.affinity, "estimator")
-    observer = _Observer(lambda: _estimator(key, names, options.every, given))
+    observer = None if key == PROXIMAL else _Observer(lambda: _estimator(key, names, options.every, given))
+    proximal: list[tuple[int, AffinityMatrix]] = []
 
     def ended(record: dict[str, Any]) -> None:
-        observer.end_epoch(record["epoch"])
+        if observer is None:
+            proximal.append((record["epoch"], _proximal(names, record["schedule"]["affinity"])))
+        else:
+            observer.end_epoch(record["epoch"])
         if on_epoch is not None:
             on_epoch(record)
 
@@ -179,8 +188,22 @@ def measure_and_group(
             on_epoch=ended,
             before_batch=observer,
         )
-    affinity, over_time = observer.matrices()
+    affinity, over_time = (proximal[-1][1], tuple(proximal)) if observer is None else observer.matrices()
     return GroupPlan(recipe, affinity, over_time, propose(affinity, options.solver, most))
+
+
+def _proximal(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> AffinityMatrix:
+    """Return running affinities of selective updates relative to each target's effect on itself."""
+    matrix = np.array(values, dtype=np.float64)
+    own = matrix.diagonal()
+    return AffinityMatrix(
+        tuple(tasks),
+        matrix / np.where(own > 0, own, np.nan),
+        directed=True,
+        diagonal="effect of a task on itself, which the others are relative to",
+        source="proximal affinity, running mean of selective task group updates",
+        cost="nothing beside the losses of the groups",
+    )
 
 
 def group_epochs(config: RunConfig, options: GroupOptions) -> int:

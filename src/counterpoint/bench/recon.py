@@ -1,7 +1,6 @@
 """Recon: search for the layers in which tasks conflict, and choose which of them to split."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
 from counterpoint.errors import OptionError
 from counterpoint.splitting import SplitPlan, sizes
 from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import write_atomically
+from counterpoint.training.run_folder import remove_run, write_atomically
 
 RECORD = "record.npz"
 BYTES = 4  # of a parameter in float32
@@ -75,8 +74,8 @@ def record_run(
         monitors.append(ConflictMonitor(built.model, tasks=names, every=every, keep_cosines=keep_cosines))
         return monitors[0].observe
 
-    if not path.exists() and folder.exists():
-        shutil.rmtree(folder)
+    if not path.exists():
+        remove_run(folder)
     run_one(config, folder, on_epoch, watch=watch)
     if monitors and not path.exists():
         temporary = path.with_name(f"new-{RECORD}")

@@ -116,7 +116,8 @@ class RunRecord:
         result: Content of ``result.json``; empty for a failed run.
         timing: Content of ``timing.json``; empty for a failed run.
         serves: Tasks whose numbers the method takes from this run; ``None`` for all.
-        schedules: Records of the schedule, now and then: ``step``, ``epoch``, ``groups``, and what it measured.
+        schedules: What the schedule recorded at the end of each epoch, if it records anything: ``epoch``, ``step``,
+            ``groups``, ``num_groups`` (mean of the epoch), ``affinity`` (row = source).
     """
 
     method: str

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add_recipe(parser)
     parser.add_argument(
-        "--affinity", default="tag", metavar="NAME", help="what is measured: tag, cosine, ... (default: tag)"
+        "--affinity", default="tag", metavar="NAME", help="tag (default), cosine, proximal, transfer_gain, ..."
     )
     parser.add_argument("--solver", metavar="NAME", help="how groups are made (default: branch_and_bound, no overlap)")
     parser.add_argument("--max-networks", type=int, metavar="N", help="budgets 1 to N (default: tasks, at most 5)")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from counterpoint.cli._arguments import reject
 from counterpoint.registry import unknown
 
-HELP = "list balancers, schedules, architectures, datasets, backbones or recipes"
-KINDS = ("balancers", "schedules", "architectures", "datasets", "backbones", "recipes")
+HELP = "list balancers, schedules, grouping methods, architectures, datasets, backbones or recipes"
+KINDS = ("balancers", "schedules", "grouping", "architectures", "datasets", "backbones", "recipes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +54,13 @@ def registries() -> dict:
     from counterpoint.balancers import BALANCERS
     from counterpoint.blocks import BACKBONES, HEADS
     from counterpoint.data import DATASETS
+    from counterpoint.grouping import METHODS
     from counterpoint.schedules import SCHEDULES
 
     return {
         "balancers": BALANCERS,
         "schedules": SCHEDULES,
+        "grouping": METHODS,
         "architectures": ARCHITECTURES,
         "datasets": DATASETS,
         "backbones": BACKBONES,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,6 +70,19 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
                 return inner
         return None
     return None if ours == theirs else f"{path} is {theirs!r} there and {ours!r} now"
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a folder of a run, so that the run begins anew.
+
+    Raises:
+        FileError: If it holds something else.
+    """
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise FileError(f"{folder}: holds files and is no run ({CONFIG} is missing); choose another folder with --out")
+    shutil.rmtree(folder)
 
 
 def check_configuration(folder: Path, config: Mapping[str, Any]) -> None:
