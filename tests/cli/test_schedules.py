@@ -93,3 +93,18 @@ def test_show(capsys):
     assert "arXiv:2110.02600" in printed
     assert "inner_steps: int | None, default None" in printed
     assert "probabilities" in printed
+
+
+def test_groups_are_recorded_at_each_epoch(capsys, tmp_path):
+    options = ["--schedule", "selective", "--schedule.warm_up", "0", "--schedule.beta", "0.5"]
+    train(capsys, tmp_path, *options, "--training.epochs", "2")
+    (folder,) = tmp_path.iterdir()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [record["schedule"] for record in records if record["kind"] == "epoch"]
+    assert len(found) == 2
+    for record in found:
+        assert sorted(task for group in record["groups"] for task in group) == ["left", "right"]
+        assert 1 <= record["num_groups"] <= 2
+        assert len(record["affinity"]) == 2
+    plain, _ = train(capsys, tmp_path)
+    assert "schedule" not in plain

@@ -1,40 +1,31 @@
-"""Recon on Multi-(Fashion+MNIST), small: search, split, train again; writes docs/results/recon.md and its plots.
+"""Write docs/results/recon.md and its plots from the folder of a finished ``counterpoint split``.
 
-    python tools/recon.py --data PATH [--out DIR] [--workers 2]
+    counterpoint split multi_fashion_mnist_narrow --data.root DATA --data.mnist_part test --layers 25 \\
+        --threshold -0.1 --balancers equal pcgrad 'cagrad(c=0.2)' pomsi --baselines rsl rsp
+    python tools/recon_page.py runs/split-multi_fashion_mnist_narrow
 
-The folder of --data holds MNIST/ and FashionMNIST/ as IDX files; of MNIST the 10,000 test digits are enough. Run it
-again to go on where it was stopped. --page-only writes the page anew from the runs that are there.
+DATA holds MNIST/raw and FashionMNIST/raw; of MNIST the 10,000 test digits are enough. The command goes on where it was
+stopped.
 """
 
 import argparse
-import dataclasses
 import math
 import sys
-import time
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from counterpoint.bench import recon
-from counterpoint.bench.compare import SINGLE_TASK, CompareConfig, check_comparison, make_config, make_jobs
-from counterpoint.bench.compare import run_comparison as run_all
 from counterpoint.bench.comparison import SEVERE, read_comparison
-from counterpoint.bench.recipes import find_recipe
+from counterpoint.bench.readings import SINGLE_TASK
 from counterpoint.bench.results import Comparison, MethodRow, Spread
-from counterpoint.bench.run_config import RunConfig, override
-from counterpoint.bench.runner import Event
-from counterpoint.cli.report import write_all
 from counterpoint.splitting import SplitPlan
+from counterpoint.training.run_folder import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = "multi_fashion_mnist_narrow"
-METHODS = ("equal", "pcgrad", "cagrad", "pomsi")
-RANDOM = ("rsl", "rsp")
-RANDOM_METHODS = ("equal", "cagrad")  # the random choices are tried with these two, as in the paper
-THRESHOLD = -0.1
-LAYERS = 25
-SEARCH_SHARE = 0.25
+COMMAND = """counterpoint split multi_fashion_mnist_narrow --data.root DATA --data.mnist_part test --layers 25 \\
+    --threshold -0.1 --balancers equal pcgrad 'cagrad(c=0.2)' pomsi --baselines rsl rsp
+python tools/recon_page.py runs/split-multi_fashion_mnist_narrow"""
 EDGES = (0.0, -0.01, -0.02, -0.03)  # the paper's bins
 BINS = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
 COLORS = ("#d5dbe3", "#f3d9a4", "#eeb35b", "#d9782d", "#a8321a")
@@ -42,88 +33,13 @@ MB = 2**20  # as the paper counts sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the page."""
-    args = parse(arguments)
-    run = make_run(args)
-    folder = args.out
-    if not args.page_only:
-        config = prepare(run, args.seeds, folder)
-        train(config, folder, args.workers)
-    write_page(folder, args.page)
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with MNIST/ and FashionMNIST/")
-    parser.add_argument("--out", type=Path, default=Path("runs/recon"), help="folder of the runs (default: runs/recon)")
+    parser.add_argument("folder", type=Path, help="folder of counterpoint split")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/results/recon.md", help="page to write")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--train", type=int, default=8000, help="training pairs (default: 8000)")
-    parser.add_argument("--width", type=int, default=16, help="channels of the stem (default: 16; the paper's: 64)")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the runs that are there")
-    return parser.parse_args(arguments)
-
-
-def make_run(args: argparse.Namespace) -> RunConfig:
-    """Return what all runs have in common."""
-    epochs = args.epochs
-    changes = {
-        "data.root": args.data,
-        "data.mnist_part": "test",
-        "data.num_train": args.train,
-        "model.backbone_options.width": args.width,
-        "training.epochs": epochs,
-        "training.monitor_every": 2,
-        "training.threads": 1,
-        "scheduler.milestones": f"[{max(1, epochs // 2)}, {max(2, 3 * epochs // 4)}]",
-    }
-    return override(find_recipe(RECIPE), [(path, str(value)) for path, value in changes.items()])
-
-
-def prepare(run: RunConfig, seeds: Sequence[int], folder: Path) -> CompareConfig:
-    """Search, choose the layers, and return the comparison."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "plan.json"
-    if path.exists():
-        plan = SplitPlan.load(path)
-    else:
-        say("search")
-        search = dataclasses.replace(recon.search_config(run, SEARCH_SHARE), seed=seeds[0])
-        record = recon.record_run(search, folder / "search")
-        plan = recon.choose(record, THRESHOLD, recon.Choice(layers=LAYERS))
-        recon.save_plan(plan, path)
-    say(recon.describe(plan, run))
-    if not plan.layers:
-        raise SystemExit("nothing to compare: no layer is split")
-    splits = {"recon": dict.fromkeys(seeds, recon.split_config(plan, init="independent"))}
-    for name in RANDOM:
-        others = {seed: recon.other_plan(plan, name, seed=seed) for seed in seeds}
-        splits[name] = {seed: recon.split_config(other, init="independent") for seed, other in others.items()}
-    methods = [*METHODS, *(f"{method} [recon]" for method in METHODS)]
-    methods += [f"{method} [{name}]" for name in RANDOM for method in RANDOM_METHODS]
-    return dataclasses.replace(make_config(run, METHODS, seeds, splits=splits), methods=tuple(methods))
-
-
-def train(config: CompareConfig, folder: Path, workers: int) -> None:
-    """Do the runs that are missing, with a line for each that ends."""
-    begin = time.monotonic()
-    jobs = make_jobs(config, folder, [task.name for task in check_comparison(config)])
-
-    def listen(event: Event) -> None:
-        if event.kind in ("done", "failed"):
-            minutes = (time.monotonic() - begin) / 60
-            say(f"{minutes:6.1f} min  {event.kind:6} {jobs[event.index].label} {event.message}")
-
-    run_all(config, folder, workers=workers, listener=listen)
-
-
-def say(text: str) -> None:
-    """Print at once, for a log that is read while it grows."""
-    print(text, flush=True)
+    args = parser.parse_args(arguments)
+    write_page(args.folder, args.page)
+    return 0
 
 
 def bins_of(comparison: Comparison, method: str) -> list[float]:
@@ -152,45 +68,49 @@ def spread(values: Spread | None, scale: float = 1.0, *, sign: bool = False) -> 
 
 
 def write_page(folder: Path, page: Path) -> None:
-    """Write the page and its plots from what was measured, and the report of the comparison beside the runs."""
-    write_all(folder, as_json=False)
+    """Write the page and its plots from what was measured."""
     comparison = read_comparison(folder)
     plan = SplitPlan.load(folder / "plan.json")
+    search = read_yaml(folder / "search" / "config.yaml")
     page.parent.mkdir(parents=True, exist_ok=True)
     (page.parent / "recon-delta.svg").write_text(delta_svg(comparison), encoding="utf-8")
     (page.parent / "recon-conflict.svg").write_text(conflict_svg(comparison), encoding="utf-8")
-    page.write_text("\n".join(lines_of(comparison, plan)) + "\n", encoding="utf-8")
-    say(f"page: {page}")
+    page.write_text("\n".join(lines_of(comparison, plan, search)) + "\n", encoding="utf-8")
+    print(f"page: {page}")
 
 
-def lines_of(comparison: Comparison, plan: SplitPlan) -> list[str]:
+def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]:
     """Return the page."""
     run = comparison.config["run"]
     training, options = run["training"], run["data"]["options"]
     done = sum(record.status == "done" for record in comparison.runs)
-    epochs = max(1, round(SEARCH_SHARE * training["epochs"]))
+    inits = {split["init"] for by_seed in comparison.config["splits"].values() for split in by_seed.values()}
     first, second = comparison.tasks[0].name, comparison.tasks[1].name
     lines = [
         "# Recon on Multi-(Fashion+MNIST), small",
         "",
-        "Made by `python tools/recon.py --data PATH`; every number below is from its runs.",
+        "The tables and plots are written by a tool from the runs of one command:",
+        "",
+        "```console",
+        COMMAND,
+        "```",
         "",
         f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the "
         "10,000 test digits are used, split by scan before pairing, so numbers cannot be compared with the paper's.",
         f"- Network: ResNet-18 of width {run['model']['backbone_options']['width']} (the paper's: 64), "
         "one head per task.",
         f"- Training: {training['epochs']} epochs, batch {training['batch_size']}, {run['optimizer']['name']} at "
-        f"{run['optimizer']['options']['lr']:g}; seeds {', '.join(map(str, comparison.seeds))}; result of "
-        f"{comparison.selection}.",
-        f"- Search: seed {comparison.seeds[0]}, joint training, {epochs} epochs, S = {THRESHOLD:g}; "
-        f"{len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
-        "conflict found; layers without conflict are not taken). One plan serves all seeds and methods. "
-        "Copies start independently.",
+        f"{run['optimizer']['options']['lr']:g}, times 0.1 after epochs "
+        f"{' and '.join(map(str, run['scheduler']['options']['milestones']))}; seeds "
+        f"{', '.join(map(str, comparison.seeds))}; result of {comparison.selection}.",
+        f"- Search: seed {search['seed']}, balancer {search['balancer']['name']}, {search['training']['epochs']} "
+        f"epochs; rule {plan.rule}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
+        f"conflict found). One plan serves all seeds and methods. Copies start: {', '.join(sorted(inits))}.",
         "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
         f"- {done} of {len(comparison.runs)} runs are done.",
         "",
-        "`equal` is joint training. Mean ± standard deviation over seeds. Accuracy in per cent; delta_m in per cent "
-        "against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients "
+        "`equal` is joint training. Mean ± sample standard deviation over seeds. Accuracy in per cent; delta_m in "
+        "per cent against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients "
         f"of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, same seed.",
         "",
         f"| method | {first} | {second} | delta_m | size, MB | added, MB | severe, % | reduced, % | training, s |",
