@@ -104,14 +104,14 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
         f"{' and '.join(map(str, run['scheduler']['options']['milestones']))}; seeds "
         f"{', '.join(map(str, comparison.seeds))}; result of {comparison.selection}.",
         f"- Search: seed {search['seed']}, balancer {search['balancer']['name']}, {search['training']['epochs']} "
-        f"epochs; rule {plan.rule}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of the "
-        f"conflict found). One plan serves all seeds and methods. Copies start: {', '.join(sorted(inits))}.",
+        f"epochs; rule {plan.rule}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of "
+        f"the conflict found). One plan serves all seeds and methods. Copies start: {', '.join(sorted(inits))}.",
         "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
         f"- {done} of {len(comparison.runs)} runs are done.",
         "",
         "`equal` is joint training. Mean ± sample standard deviation over seeds. Accuracy in per cent; delta_m in "
-        "per cent against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole gradients "
-        f"of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, same seed.",
+        "per cent against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole "
+        f"gradients of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, same seed.",
         "",
         f"| method | {first} | {second} | delta_m | size, MB | added, MB | severe, % | reduced, % | training, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

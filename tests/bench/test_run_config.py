@@ -3,9 +3,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint.bench.build import build
 from counterpoint.bench.compare import make_config, method_name, parse_method
 from counterpoint.bench.recipes import RECIPES, digits, find_recipe
 from counterpoint.bench.run_config import BalancerConfig, GroupConfig, RunConfig, override, parse_run
+from counterpoint.bench.runner import run_one
 from counterpoint.errors import OptionError, UnknownNameError
 
 
@@ -91,3 +93,25 @@ def test_methods_with_options():
 def test_names_of_methods_can_be_read_back(c, rescale):
     balancer = BalancerConfig("cagrad", {"c": c, "rescale": rescale})
     assert parse_method(method_name(balancer)) == balancer
+
+
+def test_the_engine_of_a_run(tmp_path):
+    quick = [("training.epochs", "1"), ("data.num_train", "100"), ("data.num_val", "50"), ("data.num_test", "50")]
+    assert "engine" not in digits().to_dict()["training"]
+    results = {}
+    for engine in ("auto", "rows", "low_memory"):
+        config = override(digits(), [*quick, ("balancer", "mgda"), ("training.engine", engine)])
+        assert build(config).balancer.engine == engine
+        results[engine] = run_one(config, tmp_path / engine)
+    assert results["rows"]["num_backward"] != results["low_memory"]["num_backward"]
+    wrapped = override(
+        digits(),
+        [*quick, ("balancer", "uncertainty+pcgrad"), ("balancer.wrap", "{every: 2}"), ("training.engine", "rows")],
+    )
+    parts = [part for part in build(wrapped).balancer.modules() if getattr(part, "reads", "") == "gram"]
+    assert parts
+    assert all(part.engine == "rows" for part in parts)
+    with pytest.raises(OptionError, match=r"Uncertainty does not read one; leave out --training\.engine"):
+        build(override(digits(), [*quick, ("balancer", "uncertainty"), ("training.engine", "rows")]))
+    with pytest.raises(OptionError, match="did you mean rows"):
+        build(override(digits(), [*quick, ("balancer", "mgda"), ("training.engine", "row")]))

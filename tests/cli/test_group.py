@@ -89,12 +89,22 @@ def test_first_observation_by_hand(tmp_path):
     assert plan.affinity.values[0, 1] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("affinity", ["cosine", "label_correlation", "saliency", "tag(use_optimizer_state=false)"])
+@pytest.mark.parametrize(
+    "affinity", ["cosine", "label_correlation", "saliency", "tag(use_optimizer_state=false)", "proximal"]
+)
 def test_every_estimator_runs(affinity, tmp_path):
     options = GroupOptions(affinity=affinity, max_networks=2, share=0.5)
     plan = measure_and_group("digits", RUN, options, tmp_path / "a")
     assert np.isfinite(plan.affinity.values[0, 1])
     assert len(plan.over_time) == 1
+
+
+def test_a_folder_that_is_no_run_is_not_deleted(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileError, match=r"holds files and is no run"):
+        measure_and_group("digits", RUN, GroupOptions(affinity="label_correlation", max_networks=2), tmp_path / "a")
+    assert (tmp_path / "a" / "thesis.tex").exists()
 
 
 def test_plan_survives_the_file(plan, tmp_path):

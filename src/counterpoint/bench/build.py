@@ -15,7 +15,7 @@ from counterpoint import architectures, blocks, data, schedules, splitting
 from counterpoint._checks import check_choice, check_integer
 from counterpoint._version import __version__
 from counterpoint.balancers import Balancer
-from counterpoint.bench.method import build_balancer, check_balancer
+from counterpoint.bench.method import build_balancer, check_balancer, set_engine
 from counterpoint.bench.options import check_component
 from counterpoint.bench.run_config import RunConfig, SplitConfig, TrainingConfig
 from counterpoint.data import MultiTaskData
@@ -105,6 +105,8 @@ def build(config: RunConfig) -> Built:
             split_model(model, config.split, len(tasks))
     names = [task.name for task in tasks]
     balancer = build_balancer(config.balancer, names)
+    if len(names) > 1:
+        set_engine(balancer, training.engine)
     optimizer_config = config.optimizer
     groups = [(group.match, group.options) for group in optimizer_config.groups]
     optimizer = build_optimizer(optimizer_config.name, optimizer_config.options, groups, model, balancer)

@@ -1,9 +1,12 @@
 """The balancer of a run by its name: one, or a chain of two, and perhaps wrapped."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from counterpoint import balancers
+from counterpoint._checks import check_choice
 from counterpoint.balancers import BALANCERS, Balancer, LossBalancer, Wrapped
+from counterpoint.balancers._gradient import Engine, GradientBalancer
 from counterpoint.bench.options import check_arguments, check_component
 from counterpoint.bench.run_config import BalancerConfig
 from counterpoint.errors import OptionError
@@ -47,6 +50,25 @@ def check_balancer(config: BalancerConfig, *, where: str) -> None:
 def build_balancer(config: BalancerConfig, tasks: Sequence[str]) -> Balancer:
     """Build the balancer of a run."""
     return balancers.create(config.name, tasks=list(tasks), wrap=config.wrap, **config.options)
+
+
+def set_engine(balancer: Balancer, engine: str | None) -> None:
+    """Choose how a method, and what it is composed of, makes its Gram matrix.
+
+    Raises:
+        OptionError: If there is no such engine, or the method makes no Gram matrix.
+    """
+    if engine is None:
+        return
+    check_choice("training: engine", engine, get_args(Engine))
+    makers = [part for part in balancer.modules() if isinstance(part, GradientBalancer) and part.reads == "gram"]
+    if not makers:
+        raise OptionError(
+            f"training: engine {engine!r} says how the Gram matrix of the task gradients is made, and "
+            f"{type(balancer).__name__} does not read one; leave out --training.engine"
+        )
+    for part in makers:
+        part.engine = engine  # type: ignore[assignment] - checked
 
 
 def what_it_reads(config: BalancerConfig) -> str:

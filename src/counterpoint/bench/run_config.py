@@ -141,6 +141,8 @@ class TrainingConfig:
         selection: ``"last"``, ``"best"`` (on the validation split) or ``"mean_last"``.
         selection_k: Number of epochs of ``"mean_last"``.
         accelerator: As Lightning Fabric names it: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
+        engine: How methods that read the Gram matrix make it: ``"auto"``, ``"rows"`` or ``"low_memory"``; ``None`` for
+            the balancer's own.
         precision: ``"32-true"``, ``"64-true"``, ``"bf16-mixed"`` or ``"bf16-true"``.
         threads: Threads of torch on the CPU; 0 leaves torch's default. Results can differ in the last bits between
             numbers of threads.
@@ -156,6 +158,7 @@ class TrainingConfig:
     selection: str = "last"
     selection_k: int = 5
     accelerator: str = "auto"
+    engine: str | None = None
     precision: str = "32-true"
     threads: int = 1
 
@@ -214,10 +217,12 @@ class RunConfig:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as it is written to YAML; without a split where nothing is split."""
+        """Return plain data, as it is written to YAML; without a split or an engine where none is asked for."""
         content = plain(dataclasses.asdict(self))
         if self.split == SplitConfig():
             del content["split"]
+        if self.training.engine is None:
+            del content["training"]["engine"]
         return content
 
 
