@@ -111,7 +111,8 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
         "",
         "`equal` is joint training. Mean ± sample standard deviation over seeds. Accuracy in per cent; delta_m in "
         "per cent against the single-task networks; size in MB of 2^20 bytes of float32; severe: cosines of the whole "
-        f"gradients of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, same seed.",
+        f"gradients of what is still shared below {SEVERE:g}; reduced: 1 - severe / severe of unsplit joint training, "
+        "same seed.",
         "",
         f"| method | {first} | {second} | delta_m | size, MB | added, MB | severe, % | reduced, % | training, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

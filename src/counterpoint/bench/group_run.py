@@ -10,15 +10,15 @@ import numpy as np
 import yaml
 
 from counterpoint import grouping
-from counterpoint.bench.build import build, check_run, environment
+from counterpoint.bench.build import build, check_run
 from counterpoint.bench.group_plan import GroupPlan
 from counterpoint.bench.options import check_component, one_line
 from counterpoint.bench.run_config import RunConfig, ScheduleConfig
+from counterpoint.bench.runner import run_one
 from counterpoint.errors import OptionError
 from counterpoint.grouping import AffinityMatrix, Estimator, Grouping, Solver
 from counterpoint.registry import fold, unknown
 from counterpoint.schedules import Selective
-from counterpoint.training import RunFolder, fit
 from counterpoint.training.run_folder import remove_run
 from counterpoint.training.step import forward
 from counterpoint.training.visit import Parts
@@ -160,8 +160,7 @@ def measure_and_group(
     key, given = parse_method(options.affinity, "estimator")
     if key == PROXIMAL and config.schedule.name != Selective.key:
         config = dataclasses.replace(config, schedule=ScheduleConfig(Selective.key))
-    built = build(config)
-    names = [task.name for task in built.tasks]
+    names = [task.name for task in build(config).tasks]
     observer = None if key == PROXIMAL else _Observer(lambda: _estimator(key, names, options.every, given))
     proximal: list[tuple[int, AffinityMatrix]] = []
 
@@ -173,21 +172,7 @@ def measure_and_group(
         if on_epoch is not None:
             on_epoch(record)
 
-    with RunFolder(path, config.to_dict(), environment()) as folder:
-        fit(
-            built.model,
-            built.data,
-            built.balancer,
-            built.optimizer,
-            folder,
-            config.training.fit_options(config.seed, step_schedule=config.scheduler.every_step),
-            tasks=built.tasks,
-            scheduler=built.scheduler,
-            schedule=built.schedule,
-            fabric=built.fabric,
-            on_epoch=ended,
-            before_batch=observer,
-        )
+    run_one(config, path, ended, before_batch=observer)
     affinity, over_time = (proximal[-1][1], tuple(proximal)) if observer is None else observer.matrices()
     return GroupPlan(recipe, affinity, over_time, propose(affinity, options.solver, most))
 

@@ -19,6 +19,7 @@ from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
 from counterpoint.training.loop import Observe
 from counterpoint.training.run_folder import ERROR, RESULT, read_finished, write_atomically
+from counterpoint.training.visit import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ def run_one(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     *,
     watch: Callable[[Built], Observe] | None = None,
+    before_batch: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Do one run, or go on with it, or return its result if it is done.
 
@@ -76,6 +78,7 @@ def run_one(
         path: Folder of the run.
         on_epoch: Called with the record of each epoch.
         watch: Called with what was built; what it returns sees the losses of every batch before the update.
+        before_batch: As in :func:`counterpoint.training.fit`.
 
     Raises:
         RunError: If something goes wrong that no error of this package stands for.
@@ -103,6 +106,7 @@ def run_one(
                 fabric=built.fabric,
                 on_epoch=on_epoch,
                 observe=None if watch is None else watch(built),
+                before_batch=before_batch,
             )
         except Exception as error:
             with contextlib.suppress(FileError):  # the disk may be full, and what happened is the other error

@@ -9,10 +9,14 @@ import fnmatch
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
 from counterpoint.errors import OptionError
+
+if TYPE_CHECKING:
+    from counterpoint.bench.compare import CompareConfig
 
 HELP = "compare balancers over several seeds, with baselines, and write the report"
 
@@ -53,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run what is missing, write tables and report, print the table."""
     config = read_run(args, rest)
-    from counterpoint.bench.compare import check_comparison, make_config, make_jobs, run_comparison
-    from counterpoint.cli._progress import RunProgress
-    from counterpoint.cli.report import write_all
+    from counterpoint.bench.compare import make_config
 
     methods = match_methods(args.balancers)
     others = {"schedule": args.schedules}
@@ -63,14 +65,34 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         config, [*methods, *separate_networks(methods, args.networks, args.plan)], args.seeds, others
     )
     folder = args.out or Path("runs") / f"compare-{Path(args.recipe).stem}"
-    workers = args.workers if args.workers is not None else default_workers(config.training.threads)
+    return run_and_report(comparison, folder, workers=args.workers, as_json=args.json)
+
+
+def run_and_report(comparison: "CompareConfig", folder: Path, *, workers: int | None, as_json: bool) -> int:
+    """Do what is missing of a comparison, with progress; write tables and report; return the exit code.
+
+    Args:
+        comparison: What to compare.
+        folder: Its folder.
+        workers: Number of processes; ``None`` for as many as fit on the cores.
+        as_json: Print the table as JSON.
+
+    Raises:
+        OptionError: If there is no worker.
+    """
+    from counterpoint.bench.compare import check_comparison, make_jobs, run_comparison
+    from counterpoint.cli._progress import RunProgress
+    from counterpoint.cli.report import write_all
+
+    training = comparison.run.training
+    workers = _default_workers(training.threads) if workers is None else workers
     if workers < 1:
         raise OptionError(f"--workers must be at least 1, got {workers}")
     tasks = [task.name for task in check_comparison(comparison)]
     jobs = make_jobs(comparison, folder, tasks)
-    with RunProgress([(job.label, config.training.epochs) for job in jobs]) as progress:
+    with RunProgress([(job.label, training.epochs) for job in jobs]) as progress:
         run_comparison(comparison, folder, workers=workers, listener=progress.listen)
-    write_all(folder, as_json=args.json)
+    write_all(folder, as_json=as_json)
     return 1 if progress.failed else 0
 
 
@@ -96,6 +118,5 @@ def match_methods(wanted: Sequence[str]) -> list[str]:
     return methods
 
 
-def default_workers(threads: int) -> int:
-    """Return how many runs of so many threads fit on the cores."""
+def _default_workers(threads: int) -> int:
     return max(1, (os.cpu_count() or 1) // threads) if threads > 0 else 1

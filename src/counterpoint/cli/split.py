@@ -11,7 +11,7 @@ from pathlib import Path
 from counterpoint._checks import check_range
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
-from counterpoint.cli.compare import default_workers, match_methods
+from counterpoint.cli.compare import match_methods, run_and_report
 from counterpoint.errors import OptionError
 from counterpoint.registry import nearest
 
@@ -62,10 +62,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import dataclasses
 
     from counterpoint.bench import recon
-    from counterpoint.bench.compare import check_comparison, make_config, make_jobs, run_comparison
+    from counterpoint.bench.compare import make_config
     from counterpoint.bench.compare import parse_method as parse
     from counterpoint.cli._progress import RunProgress
-    from counterpoint.cli.report import write_all
     from counterpoint.splitting import SplitPlan
 
     for name in args.baselines:
@@ -102,12 +101,4 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             each: recon.split_config(recon.other_plan(plan, name, seed=each), init=args.init) for each in args.seeds
         }
     comparison = make_config(config, match_methods(args.balancers), args.seeds, splits=splits)
-    workers = args.workers if args.workers is not None else default_workers(config.training.threads)
-    if workers < 1:
-        raise OptionError(f"--workers must be at least 1, got {workers}")
-    tasks = [task.name for task in check_comparison(comparison)]
-    jobs = make_jobs(comparison, folder, tasks)
-    with RunProgress([(job.label, config.training.epochs) for job in jobs]) as progress:
-        run_comparison(comparison, folder, workers=workers, listener=progress.listen)
-    write_all(folder, as_json=args.json)
-    return 1 if progress.failed else 0
+    return run_and_report(comparison, folder, workers=args.workers, as_json=args.json)
