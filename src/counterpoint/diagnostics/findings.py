@@ -149,7 +149,11 @@ def _places(record: ConflictRecord, threshold: float, recipe: str, *, suggest: b
         return [Finding("place", f"In no layer was there a conflict{what}.", {"conflicts": 0}, supported=False)]
     found = [_where(record, scores, threshold, what)]
     if not suggest:
-        text = "Splitting layers is not suggested: no pair of tasks conflicts more often than chance."
+        text = (
+            "Splitting layers is not suggested from this: no pair of tasks conflicts more often than chance. Recon's own "
+            "rule asks for no such thing, it takes the layers with the most cosines below a threshold such as -0.1; "
+            "whether that helps here only training tells (counterpoint split)."
+        )
         return [*found, Finding("split", text, supported=False)]
     plan = SplitPlan.share(scores, record.sizes, _SHARE)
     measured = sum(record.sizes[name] for name in record.layers)
