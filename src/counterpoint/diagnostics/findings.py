@@ -151,7 +151,7 @@ def _places(record: ConflictRecord, threshold: float, recipe: str, *, suggest: b
     if not suggest:
         text = (
             "Splitting layers is not suggested from this: no pair of tasks conflicts more often than chance. Recon's "
-            "own rule asks for no such thing, it takes the layers with the most cosines below a threshold such as -0.1; "
+            "own rule asks for no such thing: it takes the layers with the most cosines below a threshold like -0.1; "
             "whether that helps here only training tells (counterpoint split)."
         )
         return [*found, Finding("split", text, supported=False)]
