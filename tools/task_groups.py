@@ -154,6 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.root is None:
         sys.exit("give --root, or set COUNTERPOINT_DATA")
+    if args.smoke:  # nothing of it may get into the page
+        args.work = args.out = args.work.with_name(f"{args.work.name}-smoke")
     plan, comparison = run(Path(args.root).resolve(), args.work, workers=args.workers, smoke=args.smoke)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "task_groups.md").write_text(page(plan, comparison))

@@ -115,3 +115,14 @@ def check_tasks(owner: str, num_tasks: int | None, tasks: Sequence[str] | None) 
     if tasks is not None and len(tasks) != num_tasks:
         raise OptionError(f"{owner}: num_tasks = {num_tasks} but {len(tasks)} names in tasks: {list(tasks)}")
     return num_tasks
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return a value that must be true or false.
+
+    Raises:
+        OptionError: If it is anything else, such as text that would count as true.
+    """
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be true or false, got {value!r}")
+    return value

@@ -102,7 +102,7 @@ def test_every_estimator_runs(affinity, tmp_path):
 def test_a_folder_that_is_no_run_is_not_deleted(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileError, match=r"holds files and is no run"):
+    with pytest.raises(FileError, match=r"holds files of something else"):
         measure_and_group("digits", RUN, GroupOptions(affinity="label_correlation", max_networks=2), tmp_path / "a")
     assert (tmp_path / "a" / "thesis.tex").exists()
 

@@ -29,8 +29,7 @@ def test_search_plan_and_comparison(folder, capsys):
     arguments = ["--layers", "2", "--seeds", "0", "--baselines", "first", "--workers", "1", "--json"]
     assert main(["split", "digits", *QUICK, *arguments, "--out", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "Splitting 2 of 5 layers" in printed
-    rows = json.loads(printed[printed.index("{") :])["rows"]
+    rows = json.loads(printed)["rows"]
     assert [row["method"] for row in rows] == ["single_task", "equal", "rlw", "equal [recon]", "equal [first]"]
     assert (folder / "report.html").exists()
     plan = SplitPlan.load(folder / "plan.json")
@@ -44,13 +43,47 @@ def test_a_plan_of_another_run(folder, tmp_path, capsys):
     arguments = ["--plan", plan, "--balancers", "pcgrad", "--seeds", "1", "--workers", "1", "--json"]
     assert main(["split", "digits", *QUICK, *arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    rows = json.loads(printed[printed.index("{") :])["rows"]
+    rows = json.loads(printed)["rows"]
     assert "pcgrad [plan]" in {row["method"] for row in rows}
     assert not (tmp_path / "search").exists()
     code, message = failing(["--plan", plan, "--model.backbone_options.widths", "[4, 4]"], capsys)
     assert code == 2
     assert "another network" in message
     assert main(["train", "digits", *QUICK, "--split.plan", plan, "--out", str(tmp_path / "train")]) == 0
+
+
+def test_another_choice_or_run_in_the_folder_is_refused(folder, tmp_path, capsys):
+    arguments = ["--layers", "2", "--seeds", "0", "--workers", "1", "--out", str(folder)]
+    assert main(["split", "digits", *QUICK, *arguments]) == 0
+    code, message = failing([*arguments[2:], "--layers", "3"], capsys)
+    assert code == 2
+    assert "another choice of layers for recon" in message
+    assert len(SplitPlan.load(folder / "plan.json").layers) == 2
+    code, message = failing([*arguments, "--every", "3"], capsys)
+    assert code == 2
+    assert "measured every 1 steps" in message
+    assert main(["train", "digits", *QUICK, "--out", str(tmp_path / "search")]) == 0
+    code, message = failing(["--layers", "2", "--seeds", "0", "--out", str(tmp_path)], capsys)
+    assert code == 2
+    assert "something else" in message
+    assert (tmp_path / "search" / "result.json").exists()
+
+
+def test_a_plan_fits_networks_with_other_heads(folder, capsys):
+    plan = str(folder / "plan.json")
+    arguments = [
+        "--plan",
+        plan,
+        "--plan-only",
+        "--model.head_options.hidden",
+        "16",
+        "--out",
+        str(folder.parent / "heads"),
+    ]
+    assert main(["split", "digits", *QUICK, *arguments]) == 0
+    code, message = failing(["--plan", plan, "--layers", "2"], capsys)
+    assert code == 2
+    assert "leave out --layers" in message
 
 
 def test_no_conflict_is_said_and_ends_well(folder, capsys):
@@ -62,8 +95,10 @@ def test_no_conflict_is_said_and_ends_well(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "exactly one of layers, share, budget_mb"),
+        ([], "exactly one of --layers, --share, --budget-mb"),
         (["--layers", "2", "--share", "0.5"], "exactly one"),
+        (["--layers", "2", "--balancers", "pcgradd"], "did you mean pcgrad"),
+        (["--layers", "2", "--init", "sane"], "did you mean same"),
         (["--layers", "-1"], "layers"),
         (["--layers", "2", "--baselines", "rls"], "did you mean rsp, rsl"),
         (["--layers", "2", "--search-share", "2"], "share of training"),

@@ -61,6 +61,10 @@ def check_run(config: RunConfig) -> None:
     check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
     check_choice("split: init", config.split.init, ("same", "independent"))
     check_choice("split: dropout", config.split.dropout, ("own", "same"))
+    if config.split.layers and config.data.tasks is not None and len(config.data.tasks) < 2:
+        raise OptionError(
+            f"split: a network for the tasks {list(config.data.tasks)} has nothing to split; leave out --split"
+        )
     if config.split.layers and config.training.level == "features":
         raise OptionError(
             "training: level 'features' balances the gradients where the heads begin, and after a split each task has "
@@ -124,7 +128,10 @@ def split_model(model: torch.nn.Module, split: SplitConfig, num_tasks: int) -> N
     """
     if not split.layers:
         return
-    layers = SplitPlan(split.layers, split.sizes, split.rule) if split.sizes else list(split.layers)
+    if split.sizes:  # of the layers that several tasks share, so that heads may be others
+        plan = SplitPlan(split.layers, split.sizes, split.rule, dict.fromkeys(split.sizes, 0.0))
+        plan.check(splitting.sizes(model))
+    layers = list(split.layers)
     if not hasattr(model, "heads"):
         raise OptionError(f"split: {type(model).__name__} has no container 'heads', so its heads cannot be found")
     splitting.split(

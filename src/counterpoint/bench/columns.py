@@ -201,9 +201,9 @@ def split_columns(comparison: Comparison) -> list[Column]:
         Column(
             COST,
             "Size",
-            "Parameters of the network in float32, the copies of split layers included; summed over tasks for "
+            "Parameters in float32, in MB of 2^20 bytes, the copies of split layers included; summed over tasks for "
             "single-task networks.",
-            lambda row, _reading: _scaled(row.num_parameters, 4e-6),
+            lambda row, _reading: _scaled(row.num_parameters, 4 / 2**20),
             "MB",
             higher_is_better=False,
             max_decimals=2,

@@ -196,14 +196,34 @@ def run_comparison(config: CompareConfig, folder: Path, *, workers: int, listene
         FileError: If the folder holds a comparison of another configuration, or cannot be written.
     """
     tasks = check_comparison(config)
+    check_folder(config, folder)
+    content = {**config.to_dict(), "tasks": [dataclasses.asdict(task) for task in tasks]}
+    write_atomically(folder / COMPARE, yaml.safe_dump(content, sort_keys=False).encode())
+    run_many(make_jobs(config, folder, [task.name for task in tasks]), workers=workers, listener=listener)
+
+
+def check_folder(config: CompareConfig, folder: Path) -> None:
+    """Check that a folder is new, or holds a comparison that this one goes on with.
+
+    Raises:
+        FileError: If it holds a comparison of another configuration, or of other layers to split.
+    """
     if (folder / COMPARE).exists():
         before, _ = load_compare(folder)
         difference = first_difference(config.run.to_dict(), before.run.to_dict())
         if difference:
             raise FileError(f"{folder}: holds another comparison ({difference}); choose another folder with --out")
-    content = {**config.to_dict(), "tasks": [dataclasses.asdict(task) for task in tasks]}
-    write_atomically(folder / COMPARE, yaml.safe_dump(content, sort_keys=False).encode())
-    run_many(make_jobs(config, folder, [task.name for task in tasks]), workers=workers, listener=listener)
+        changed = [name for name, own in before.splits.items() if not _goes_on(own, config.splits.get(name))]
+        if changed:
+            raise FileError(
+                f"{folder}: holds a comparison with another choice of layers for {', '.join(changed)}; choose another "
+                "folder with --out"
+            )
+
+
+def _goes_on(before: Mapping[int, SplitConfig], now: Mapping[int, SplitConfig] | None) -> bool:
+    """Return whether the seeds that both have split the same layers."""
+    return now is not None and all(now[seed] == split for seed, split in before.items() if seed in now)
 
 
 def load_compare(folder: Path) -> tuple[CompareConfig, tuple[TaskInfo, ...]]:

@@ -169,7 +169,7 @@ class _Table:
         shares: list[float] = []
         for seed in self.seeds:
             records = [record for run in self._runs_of(method, seed) for record in run.conflicts]
-            cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine is not None]
+            cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine]  # 0: no gradient
             shares.append(sum(cosine < SEVERE for cosine in cosines) / len(cosines) if cosines else math.nan)
         return Spread(tuple(shares))
 

@@ -1,5 +1,6 @@
 """Train once, measure how tasks affect each other, and propose groups."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from counterpoint import grouping
 from counterpoint.bench.build import build, check_run
@@ -19,11 +21,12 @@ from counterpoint.errors import OptionError
 from counterpoint.grouping import AffinityMatrix, Estimator, Grouping, Solver
 from counterpoint.registry import fold, unknown
 from counterpoint.schedules import Selective
-from counterpoint.training.run_folder import remove_run
+from counterpoint.training.run_folder import begin_anew
 from counterpoint.training.step import forward
 from counterpoint.training.visit import Parts
 
 ALIASES = {"cosine": "gradient_cosine"}
+MARKER = "group-run"  # a file that says who may delete the folder
 PROXIMAL = "proximal"  # measured by the schedule of selective updates, which trains with it
 DEFAULT_SOLVER = "branch_and_bound(overlap=false, singleton=0.0)"
 
@@ -87,7 +90,7 @@ class _Observer:
 
         def compute() -> Any:
             if self.current.reads == "labels":
-                return {task.name: batch.get(task.name) for task in tasks}
+                return {task.name: _labels(batch, task.name) for task in tasks}
             losses, output = forward(model, tasks, batch)
             return losses if self.current.reads == "losses" else (output.features[-1], output.preds)
 
@@ -101,14 +104,22 @@ class _Observer:
     def matrices(self) -> tuple[AffinityMatrix, tuple[tuple[int, AffinityMatrix], ...]]:
         """Return the mean over all measurements, and what each epoch had."""
         over_time = tuple((epoch, estimator.result()) for epoch, estimator in self.epochs)
-        counts = np.array([estimator.measured for _, estimator in self.epochs], dtype=np.float64)
         values = np.stack([matrix.values for _, matrix in over_time])
-        weights = counts[:, None, None] * ~np.isnan(values)
+        weights = np.stack([estimator.counts for _, estimator in self.epochs]) * ~np.isnan(values)
         total = weights.sum(axis=0)
         mean = np.divide(np.nansum(values * weights, axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
         first = over_time[0][1]
-        source = f"{self.current!r}, mean of {int(counts.sum())} observations in {len(counts)} epochs"
+        observed = sum(estimator.measured for _, estimator in self.epochs)
+        source = f"{self.current!r}, mean of {observed} observations in {len(self.epochs)} epochs"
         return dataclasses.replace(first, values=mean, source=source), over_time
+
+
+def _labels(batch: Any, task: str) -> Tensor | None:
+    """Return the labels of a task as numbers, NaN where a sample has none."""
+    labels, mask = batch.get(task), batch.get(f"{task}_mask")
+    if labels is None:
+        return None
+    return labels.float() if mask is None else labels.float().masked_fill(~mask.bool(), float("nan"))
 
 
 def check_group(config: RunConfig, options: GroupOptions) -> int:
@@ -124,9 +135,21 @@ def check_group(config: RunConfig, options: GroupOptions) -> int:
         raise OptionError(f"--share must be above 0 and at most 1, got {options.share}")
     if options.every < 1:
         raise OptionError(f"--every must be at least 1, got {options.every}")
-    num_tasks = len(build(config).tasks)
+    names = [task.name for task in build(config).tasks]
+    num_tasks = len(names)
     if num_tasks < 2:
         raise OptionError("groups need at least two tasks; the recipe has one")
+    most = _check_budget(options, num_tasks)
+    propose(AffinityMatrix(tuple(names), np.eye(num_tasks), directed=True), options.solver, most)  # can it be solved?
+    return most
+
+
+def _check_budget(options: GroupOptions, num_tasks: int) -> int:
+    """Return the largest budget.
+
+    Raises:
+        OptionError: If there are more groups than tasks.
+    """
     if options.max_networks is None:
         return min(num_tasks, 5)
     if not 1 <= options.max_networks <= num_tasks:
@@ -156,7 +179,7 @@ def measure_and_group(
     most = check_group(config, options)
     epochs = group_epochs(config, options)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=epochs))
-    remove_run(path)
+    begin_anew(path, MARKER)
     key, given = parse_method(options.affinity, "estimator")
     if key == PROXIMAL and config.schedule.name != Selective.key:
         config = dataclasses.replace(config, schedule=ScheduleConfig(Selective.key))
@@ -165,8 +188,15 @@ def measure_and_group(
     proximal: list[tuple[int, AffinityMatrix]] = []
 
     def ended(record: dict[str, Any]) -> None:
-        if observer is None:
-            proximal.append((record["epoch"], _proximal(names, record["schedule"]["affinity"])))
+        if observer is None and record["epoch"] < epochs:
+            with contextlib.suppress(OptionError):  # the first epochs may have measured nothing yet
+                proximal.append(
+                    (record["epoch"], grouping.proximal_matrix(names, np.array(record["schedule"]["affinity"])))
+                )
+        elif observer is None:
+            proximal.append(
+                (record["epoch"], grouping.proximal_matrix(names, np.array(record["schedule"]["affinity"])))
+            )
         else:
             observer.end_epoch(record["epoch"])
         if on_epoch is not None:
@@ -175,20 +205,6 @@ def measure_and_group(
     run_one(config, path, ended, before_batch=observer)
     affinity, over_time = (proximal[-1][1], tuple(proximal)) if observer is None else observer.matrices()
     return GroupPlan(recipe, affinity, over_time, propose(affinity, options.solver, most))
-
-
-def _proximal(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> AffinityMatrix:
-    """Return running affinities of selective updates relative to each target's effect on itself."""
-    matrix = np.array(values, dtype=np.float64)
-    own = matrix.diagonal()
-    return AffinityMatrix(
-        tuple(tasks),
-        matrix / np.where(own > 0, own, np.nan),
-        directed=True,
-        diagonal="effect of a task on itself, which the others are relative to",
-        source="proximal affinity, running mean of selective task group updates",
-        cost="nothing beside the losses of the groups",
-    )
 
 
 def group_epochs(config: RunConfig, options: GroupOptions) -> int:
@@ -205,6 +221,8 @@ def propose(affinity: AffinityMatrix, solver: str, most: int) -> tuple[Grouping,
     key, given = parse_method(solver, "solver")
     made = grouping.create(key, **given)
     assert isinstance(made, Solver)
+    if made.symmetric and affinity.directed:
+        affinity = affinity.symmetric()
     return tuple(made.solve(affinity, budget) for budget in range(1, most + 1))
 
 

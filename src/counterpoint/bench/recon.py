@@ -7,15 +7,18 @@ from typing import Any
 
 from counterpoint._checks import check_integer, check_range
 from counterpoint.bench.build import Built, build
-from counterpoint.bench.run_config import RunConfig, SplitConfig
+from counterpoint.bench.run_config import RunConfig, SplitConfig, checked_sizes
 from counterpoint.bench.runner import run_one
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
-from counterpoint.errors import OptionError
+from counterpoint.errors import FileError, OptionError
 from counterpoint.splitting import SplitPlan, sizes
 from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import remove_run, write_atomically
+from counterpoint.training.run_folder import begin_anew, write_atomically
 
 RECORD = "record.npz"
+MARKER = "search-run"  # a file that says who may delete the folder
+EVERY = "every.txt"
+MB = 2**20
 BYTES = 4  # of a parameter in float32
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -28,7 +31,7 @@ class Choice:
     Attributes:
         layers: So many, highest score first.
         share: The fewest that hold at least this share of all conflict, in [0, 1].
-        budget_mb: As many as the copies fit in, in megabytes (10^6 bytes) of float32.
+        budget_mb: As many as the copies fit in, in MB of 2^20 bytes of float32, as the paper counts.
     """
 
     layers: int | None = None
@@ -38,7 +41,10 @@ class Choice:
     def __post_init__(self) -> None:
         given = [name for name, value in dataclasses.asdict(self).items() if value is not None]
         if len(given) != 1:
-            raise OptionError(f"choose layers by exactly one of layers, share, budget_mb; got {given or 'none'}")
+            raise OptionError(
+                "choose layers by exactly one of --layers, --share, --budget-mb, or give a --plan; got "
+                + (" and ".join(given) or "none")
+            )
         if self.layers is not None:
             check_integer("layers", self.layers, low=0)
         if self.share is not None:
@@ -65,21 +71,31 @@ def record_run(
         OptionError: If the run has fewer than two tasks.
     """
     path = folder / RECORD
+    written = folder / EVERY
+    if path.exists() and written.exists() and written.read_text().strip() != str(every):
+        raise FileError(
+            f"{folder}: holds a search that measured every {written.read_text().strip()} steps, not every {every}; "
+            "choose another folder with --out"
+        )
     monitors: list[ConflictMonitor] = []
 
     def watch(built: Built) -> Observe:
         if len(built.tasks) < 2:
-            raise OptionError(f"conflict is between tasks, and this run has {[task.name for task in built.tasks]} only")
+            found = [task.name for task in built.tasks]
+            raise OptionError(
+                f"conflict is between tasks, and this run has {found} only; give two or more with --data.tasks"
+            )
         names = [task.name for task in built.tasks]
         monitors.append(ConflictMonitor(built.model, tasks=names, every=every, keep_cosines=keep_cosines))
         return monitors[0].observe
 
     if not path.exists():
-        remove_run(folder)
+        begin_anew(folder, MARKER)
     run_one(config, folder, on_epoch, watch=watch)
     if monitors and not path.exists():
         temporary = path.with_name(f"new-{RECORD}")
         monitors[0].record().save(temporary)
+        written.write_text(f"{every}\n")
         temporary.replace(path)
     return ConflictRecord.load(path)
 
@@ -111,7 +127,7 @@ def choose(record: ConflictRecord, threshold: float, choice: Choice) -> SplitPla
         plan = SplitPlan.share(scores, measured, choice.share)
     else:
         assert choice.budget_mb is not None
-        plan = SplitPlan.budget(scores, measured, int(choice.budget_mb * 1e6 / BYTES), len(record.tasks))
+        plan = SplitPlan.budget(scores, measured, int(choice.budget_mb * MB / BYTES), len(record.tasks))
     return dataclasses.replace(plan, rule=f"{plan.rule} of conflicts below {threshold:g}", sizes=dict(record.sizes))
 
 
@@ -147,7 +163,7 @@ def describe(plan: SplitPlan, config: RunConfig) -> str:
     total = sum(plan.sizes.values())
     lines = [
         f"Splitting {len(plan.layers)} of {len(plan.scores or plan.sizes)} layers adds {added:,} parameters "
-        f"({added * BYTES / 1e6:.2f} MB, {added / total:.1%} of the network)."
+        f"({added * BYTES / MB:.2f} MB, {added / total:.1%} of the network)."
     ]
     if plan.scores:
         lines.append(f"They hold {plan.removed:.0%} of the conflict found ({plan.rule}):")
@@ -162,7 +178,7 @@ def describe(plan: SplitPlan, config: RunConfig) -> str:
 
 def split_config(plan: SplitPlan, *, init: str = "same") -> SplitConfig:
     """Return the section of a run that splits by a plan."""
-    return SplitConfig(layers=plan.layers, init=init, sizes=dict(plan.sizes), rule=plan.rule)
+    return SplitConfig(layers=plan.layers, init=init, sizes=checked_sizes(plan), rule=plan.rule)
 
 
 def network_sizes(config: RunConfig) -> dict[str, int]:

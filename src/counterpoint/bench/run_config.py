@@ -272,7 +272,12 @@ def _with_plan(split: SplitConfig) -> SplitConfig:
     if split.layers:
         raise OptionError("split: give a plan or layers, not both")
     plan = SplitPlan.load(split.plan)
-    return dataclasses.replace(split, plan=None, layers=plan.layers, sizes=dict(plan.sizes), rule=plan.rule)
+    return dataclasses.replace(split, plan=None, layers=plan.layers, sizes=checked_sizes(plan), rule=plan.rule)
+
+
+def checked_sizes(plan: SplitPlan) -> dict[str, int]:
+    """Return the sizes that a network must have for a plan: of the layers that were measured, or of all."""
+    return {name: size for name, size in plan.sizes.items() if name in plan.scores} or dict(plan.sizes)
 
 
 def load_run(path: Path) -> RunConfig:

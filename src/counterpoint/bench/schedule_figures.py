@@ -7,7 +7,7 @@ from counterpoint.bench.figures import Figure, Section, axis, escape, layout
 from counterpoint.bench.numbers import plain
 from counterpoint.bench.readings import SINGLE_TASK
 from counterpoint.bench.results import Comparison, RunRecord
-from counterpoint.grouping import relative_affinity
+from counterpoint.grouping import relative_effects
 
 _SCALE = [[0.0, "#b2182b"], [0.5, "#ffffff"], [1.0, "#2166ac"]]
 _LIMIT = 1.0  # an effect as large as that of a task on itself
@@ -42,16 +42,17 @@ def _num_groups(run: RunRecord) -> list[Point]:
     return [
         (float(record["step"]), {"epochs": float(record["epoch"])}, float(record["num_groups"]))
         for record in run.schedules
+        if "num_groups" in record  # a schedule of one's own may record other things
     ]
 
 
 def _map(comparison: Comparison, method: str, number: int) -> Figure | None:
     """Return the heat map of the relative affinities at the end of training; nothing if none could be formed."""
     ends = [run.schedules[-1] for run in comparison.runs if run.method == method and run.schedules]
-    matrices = [_relative(np.array(record["affinity"], dtype=float)) for record in ends if record.get("affinity")]
-    found = [matrix for matrix in matrices if matrix is not None]
+    matrices = [relative_effects(np.array(record["affinity"], dtype=float)) for record in ends if "affinity" in record]
     names = [task.name for task in comparison.tasks]
-    if not found or found[0].shape != (len(names),) * 2:
+    found = [matrix for matrix in matrices if matrix is not None and matrix.shape == (len(names),) * 2]
+    if not found:
         return None
     mean = np.mean(found, axis=0)
     places = list(range(len(names)))
@@ -83,12 +84,3 @@ def _map(comparison: Comparison, method: str, number: int) -> Figure | None:
             plot_bgcolor="#e9ecef",
         ),
     )
-
-
-def _relative(matrix: np.ndarray) -> np.ndarray | None:
-    """Return effects relative to each target's effect on itself, not made symmetric; ``None`` if there are none."""
-    if relative_affinity(matrix) is None:
-        return None
-    own = matrix.diagonal()
-    positive = own[own > 0]
-    return matrix / np.where(own > 0, own, positive.mean())

@@ -98,8 +98,14 @@ def run_and_report(comparison: "CompareConfig", folder: Path, *, workers: int | 
 
 def separate_networks(methods: Sequence[str], groups: Sequence[str], plan: Path | None) -> list[str]:
     """Return each method with one network per group instead of one for all tasks, trained jointly."""
+    from counterpoint.bench.dimensions import DIMENSIONS, combination_name, parse_combination, parse_spec
+
+    (dimension,) = (own for own in DIMENSIONS if own.key == "networks")
     options = [f"groups={own}" for own in groups] + ([f"plan={str(plan)!r}"] if plan is not None else [])
-    return [f"{method} @ joint # networks({own})" for own in options for method in methods]
+    networks = [parse_spec(dimension, f"networks({own})") for own in options]
+    balancers = [{"balancer": parse_combination(method)["balancer"]} for method in methods] if networks else []
+    names = [combination_name({**own, "networks": value}) for value in networks for own in balancers]
+    return list(dict.fromkeys(names))
 
 
 def match_methods(wanted: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ Writes record.npz (every measurement) and diagnose.html (one page, no network ne
 
 import argparse
 import json
+import math
+import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from counterpoint.cli._arguments import EPILOG as EPILOG
@@ -47,13 +49,15 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             every=args.every,
             share=args.share,
             threshold=args.threshold,
-            recipe=args.recipe,
+            recipe=shlex.join([args.recipe, *rest]),
             on_epoch=lambda done: progress.epoch(0, done["epoch"]),
         )
-    found = findings(record, threshold=args.threshold, recipe=args.recipe)
+    found = findings(record, threshold=args.threshold, recipe=shlex.join([args.recipe, *rest]))
     if args.json:
-        lines = [{"kind": f.kind, "supported": f.supported, "text": f.text, "numbers": dict(f.numbers)} for f in found]
-        print(json.dumps({"folder": str(path), "findings": lines}, indent=2))
+        lines = [
+            {"kind": f.kind, "supported": f.supported, "text": f.text, "numbers": _finite(f.numbers)} for f in found
+        ]
+        print(json.dumps({"folder": str(path), "findings": lines}, indent=2, allow_nan=False))
         return 0
     for finding in found:
         sign = "*" if finding.supported else "-"
@@ -61,3 +65,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"measured {record.num_measurements} times: {path / RECORD}")
     print(f"page: {path / PAGE}")
     return 0
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Return numbers as JSON has them: nothing for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_group(config, options)
     name = Path(args.recipe).stem
     folder = args.out or Path("runs") / f"group-{name}"
+    for old in ("group.json", "group.html"):  # of a run before, whose measurements are gone
+        (folder / old).unlink(missing_ok=True)
     with RunProgress([(f"group {name}", group_epochs(config, options))]) as progress:
         plan = measure_and_group(
             name, config, options, folder / "run", lambda record: progress.epoch(0, record["epoch"])

@@ -5,10 +5,12 @@ every balancer anew on both networks. Goes on where it was stopped, and writes r
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint._checks import check_range
+from counterpoint._checks import check_choice, check_range
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
 from counterpoint.cli.compare import match_methods, run_and_report
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import dataclasses
 
     from counterpoint.bench import recon
-    from counterpoint.bench.compare import make_config
+    from counterpoint.bench.compare import check_folder, make_config
     from counterpoint.bench.compare import parse_method as parse
     from counterpoint.cli._progress import RunProgress
     from counterpoint.splitting import SplitPlan
@@ -73,25 +75,32 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_range("--threshold", args.threshold, low=-1.0, high=1.0)
     if config.split.layers:
         raise OptionError("split chooses the layers itself: leave out --split.layers, or compare with --split.plan")
+    methods = match_methods(args.balancers)
+    make_config(config, methods, args.seeds)  # what is mistyped is said before the search
+    check_choice("--init", args.init, ("same", "independent"))
     folder = args.out or Path("runs") / f"split-{Path(args.recipe).stem}"
-    seed = args.seeds[0] if args.seeds else config.seed
+    told = sys.stderr if args.json else sys.stdout
     if args.plan is not None:
+        if any(value is not None for value in (args.layers, args.share, args.budget_mb)):
+            raise OptionError("--plan has its layers already: leave out --layers, --share and --budget-mb")
         plan = SplitPlan.load(args.plan)
         plan.check(recon.network_sizes(config))
     else:
         choice = recon.Choice(args.layers, args.share, args.budget_mb)
-        search = dataclasses.replace(recon.search_config(config, args.search_share), seed=seed)
+        search = dataclasses.replace(recon.search_config(config, args.search_share), seed=args.seeds[0])
         search = dataclasses.replace(search, balancer=parse(args.search_balancer))
-        with RunProgress([(f"search seed {seed}", search.training.epochs)]) as progress:
+        with RunProgress([(f"search seed {args.seeds[0]}", search.training.epochs)]) as progress:
             record = recon.record_run(
                 search, folder / "search", every=args.every, on_epoch=lambda found: progress.epoch(0, found["epoch"])
             )
         plan = recon.choose(record, args.threshold, choice)
-    folder.mkdir(parents=True, exist_ok=True)
-    recon.save_plan(plan, folder / "plan.json")
-    print(recon.describe(plan, config))
-    print(f"plan: {folder / 'plan.json'}")
+    print(recon.describe(plan, config), file=told)
     if args.plan_only or not plan.layers:
+        folder.mkdir(parents=True, exist_ok=True)
+        recon.save_plan(plan, folder / "plan.json")
+        print(f"plan: {folder / 'plan.json'}", file=told)
+        if args.json:
+            print(json.dumps({"plan": str(folder / "plan.json"), "layers": list(plan.layers)}, indent=2))
         return 0
     splits = {
         "recon" if args.plan is None else "plan": dict.fromkeys(args.seeds, recon.split_config(plan, init=args.init))
@@ -100,5 +109,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         splits[name] = {
             each: recon.split_config(recon.other_plan(plan, name, seed=each), init=args.init) for each in args.seeds
         }
-    comparison = make_config(config, match_methods(args.balancers), args.seeds, splits=splits)
+    comparison = make_config(config, methods, args.seeds, splits=splits)
+    check_folder(comparison, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recon.save_plan(plan, folder / "plan.json")
+    print(f"plan: {folder / 'plan.json'}", file=told)
     return run_and_report(comparison, folder, workers=args.workers, as_json=args.json)

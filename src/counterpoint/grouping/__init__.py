@@ -22,8 +22,10 @@ from counterpoint.grouping.networks import higher_order as higher_order
 from counterpoint.grouping.networks import select_networks as select_networks
 from counterpoint.grouping.proximal import AffinityTracker as AffinityTracker
 from counterpoint.grouping.proximal import form_groups as form_groups
+from counterpoint.grouping.proximal import proximal_matrix as proximal_matrix
 from counterpoint.grouping.proximal import proximal_values as proximal_values
 from counterpoint.grouping.proximal import relative_affinity as relative_affinity
+from counterpoint.grouping.proximal import relative_effects as relative_effects
 from counterpoint.grouping.saliency import Saliency as Saliency
 from counterpoint.grouping.tag import TAG as TAG
 from counterpoint.grouping.tag_first_order import TAGFirstOrder as TAGFirstOrder

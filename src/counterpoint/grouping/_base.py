@@ -25,6 +25,7 @@ class Solver(Method):
     """Makes groups of an affinity matrix under a budget."""
 
     role = "solver"
+    symmetric: ClassVar[bool] = False  # whether it needs a symmetric matrix
     reads = "an affinity matrix"
 
     @abc.abstractmethod

@@ -80,6 +80,11 @@ class Estimator(Method):
     def _measure(self, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None) -> Matrix:
         """Return one observation, NaN where there is none."""
 
+    @property
+    def counts(self) -> Matrix:
+        """How often each entry was measured, (T, T)."""
+        return self._counts.copy()
+
     def result(self) -> AffinityMatrix:
         """Return the mean of the observations; NaN where two tasks were never seen together.
 

@@ -29,6 +29,7 @@ class AffinityPropagation(Solver):
         Frey, Dueck, "Clustering by Passing Messages Between Data Points", Science 2007.
     """
 
+    symmetric = True
     key = "affinity_propagation"
     source = "Frey and Dueck, Science 2007"
     provenance = "paper; the bound on the number of groups is ours"

@@ -25,6 +25,7 @@ class Agglomerative(Solver):
         Standard; average linkage as in the clustering steps of the methods here.
     """
 
+    symmetric = True
     key = "agglomerative"
     source = "folklore"
     provenance = "standard"

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint._checks import check_choice, check_range
-from counterpoint.errors import ShapeError
+from counterpoint.errors import OptionError, ShapeError
+from counterpoint.grouping.affinity import AffinityMatrix
 from counterpoint.grouping.affinity_propagation import affinity_propagation
 
 Matrix = NDArray[np.float64]
@@ -56,11 +57,52 @@ def proximal_values(before: Sequence[float], after: Sequence[float], group: Grou
     return values
 
 
+def relative_effects(matrix: Matrix) -> Matrix | None:
+    """Return ``M[s, t] / M[t, t]``: effects relative to each target's effect on itself; ``None`` if no task has one.
+
+    Where M[t, t] is zero the mean of the positive diagonal entries stands in for it (our reading; the released code
+    divides by zero).
+
+    Args:
+        matrix: Effects, row = source, (T, T).
+    """
+    own = matrix.diagonal()
+    positive = own[own > _NOTHING]
+    return matrix / np.where(own > _NOTHING, own, positive.mean()) if len(positive) else None
+
+
+def proximal_matrix(tasks: Sequence[str], matrix: Matrix) -> AffinityMatrix:
+    """Return running affinities as a matrix for solvers, relative to each target's effect on itself.
+
+    An entry that was never measured is 0, as it is in the running means.
+
+    Args:
+        tasks: Names of the T tasks.
+        matrix: Effects, row = source, (T, T).
+
+    Raises:
+        OptionError: If no update lowered the loss of a task in it, so that there is nothing to relate to.
+    """
+    relative = relative_effects(matrix)
+    if relative is None:
+        raise OptionError(
+            "proximal affinity: no update of a task was seen to lower its own loss yet, so there is nothing to relate "
+            "the others to; train longer, or on losses that are positive"
+        )
+    return AffinityMatrix(
+        tuple(tasks),
+        relative,
+        directed=True,
+        diagonal="effect of a task on itself, which the others are relative to",
+        source="proximal affinity, running mean of selective task group updates",
+        cost="nothing beside the losses of the groups",
+    )
+
+
 def relative_affinity(matrix: Matrix, *, normalise: str = "column") -> Matrix | None:
     """Return the symmetric matrix of effects relative to each task's effect on itself; ``None`` if no task has one.
 
-    ``X[s, t] = M[s, t] / M[t, t]``, then the mean of X and its transpose. Where M[t, t] is zero the mean of the
-    positive diagonal entries stands in for it (our reading; the released code divides by zero).
+    The mean of :func:`relative_effects` and its transpose.
 
     Args:
         matrix: Effects, row = source, (T, T).
@@ -68,11 +110,9 @@ def relative_affinity(matrix: Matrix, *, normalise: str = "column") -> Matrix | 
             stay as they are, since by then the diagonal has become 1.
     """
     check_choice("relative_affinity: normalise", normalise, ("column", "inplace"))
-    own = matrix.diagonal()
-    positive = own[own > _NOTHING]
-    if not len(positive):
+    divided = relative_effects(matrix)
+    if divided is None:
         return None
-    divided = matrix / np.where(own > _NOTHING, own, positive.mean())
     if normalise == "inplace":
         divided = np.where(np.tri(len(matrix), k=-1, dtype=bool), matrix, divided)
     return (divided + divided.T) / 2

@@ -1,5 +1,6 @@
 """Selective task group updates: groups follow what the updates did to the losses, batch by batch."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from counterpoint._checks import check_choice, check_integer
+from counterpoint._checks import check_choice, check_flag, check_integer, check_range
 from counterpoint.balancers import Balancer
 from counterpoint.errors import OptionError
-from counterpoint.grouping.proximal import AffinityTracker, form_groups
+from counterpoint.grouping.affinity import AffinityMatrix
+from counterpoint.grouping.proximal import AffinityTracker, form_groups, proximal_matrix
 from counterpoint.schedules._base import Group, Schedule, permuted
 from counterpoint.schedules._groups import left_out, read_groups
 from counterpoint.schedules._report import ScheduleReport
@@ -45,7 +47,8 @@ class Selective(Schedule):
             :func:`counterpoint.grouping.relative_affinity`.
         preference: Of the clustering: higher gives more groups. Default: the median similarity.
         stale_heads: ``"freeze"`` leaves the parameters of tasks outside the group alone; ``"zeros"`` gives parameters
-            that the optimizer has a state for a gradient of zero, so that momentum and weight decay still move them.
+            that the optimizer has a state for a gradient of zero, so that momentum and weight decay still move them
+            (SGD without momentum has no state, so nothing moves there).
         clip: Limit each relative change of a loss to [-1, 1].
 
     Example:
@@ -86,7 +89,10 @@ class Selective(Schedule):
     ) -> None:
         super().__init__(num_tasks, tasks, generator, random=True)
         self.beta, self.clip, self.groups, self.preference = beta, clip, groups, preference
-        self.repeat_single = repeat_single
+        self.repeat_single = check_flag("Selective: repeat_single", repeat_single)
+        check_flag("Selective: clip", clip)
+        if preference is not None:
+            check_range("Selective: preference", preference, low=-1e300, high=1e300)
         self.warm_up = check_integer("Selective: warm_up", warm_up, low=0)
         self.regroup_every = check_integer("Selective: regroup_every", regroup_every, low=1)
         self.order = check_choice("Selective: order", order, ("random", "fixed"))
@@ -113,11 +119,34 @@ class Selective(Schedule):
         self._seen = 0  # forward passes of the present batch
         self._last: Group | None = None  # of the batch before
         self._counts = [0, 0]  # batches and groups since the last record
+        self._warned = False
 
     @property
     def affinity(self) -> np.ndarray:
         """The running affinities, (K, K): row = source, column = target."""
         return self._tracker.matrix.copy()
+
+    def affinity_matrix(self) -> AffinityMatrix:
+        """Return the running affinities for the solvers of :mod:`counterpoint.grouping`, relative to the diagonal.
+
+        Raises:
+            OptionError: If no update was seen to lower the loss of its own task yet.
+        """
+        return proximal_matrix(self._names or tuple(map(str, range(self.num_tasks))), self._tracker.matrix)
+
+    def _warn_of_silence(self) -> None:
+        """Warn once of tasks of which nothing was measured until the first clustering."""
+        matrix = self._tracker.matrix
+        silent = [task for task in range(self.num_tasks) if not matrix[task].any() and not matrix[:, task].any()]
+        if silent and not self._warned:
+            self._warned = True
+            names = self._names or tuple(map(str, range(self.num_tasks)))
+            warnings.warn(
+                f"Selective: nothing was measured of task {', '.join(repr(names[task]) for task in silent)} until the "
+                "first clustering (are its losses positive, and labeled with others?); it is grouped all the same",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @property
     def num_passes(self) -> int:
@@ -132,7 +161,8 @@ class Selective(Schedule):
         if due >= 0 and due % self.regroup_every == 0 and self.num_tasks > 1:
             seed = int(torch.randint(2**31 - 1, (), generator=self.generator))
             found = form_groups(self._tracker.matrix, normalise=self.normalise, preference=self.preference, seed=seed)
-            self._groups = self._groups if found is None else found
+            self._groups = self._groups if found is None else sorted(found)
+            self._warn_of_silence()
         self._batches += 1
         self._counts = [self._counts[0] + 1, self._counts[1] + len(self._groups)]
         order = range(len(self._groups))
@@ -203,6 +233,12 @@ class Selective(Schedule):
 
     def load_state_dict(self, state: Any) -> None:
         """Restore what :meth:`state_dict` returned."""
+        if "affinity" not in state or tuple(state["affinity"].shape) != self._tracker.matrix.shape:
+            found = len(state["affinity"]) if "affinity" in state else "another schedule"
+            raise OptionError(
+                f"Selective: the state is of {found}{' tasks' if 'affinity' in state else ''}, this schedule of "
+                f"{self.num_tasks} tasks; build the same schedule with the same tasks"
+            )
         super().load_state_dict(state)
         self._tracker.matrix = state["affinity"].cpu().numpy().copy()
         self._tracker.previous = state["previous"].cpu().numpy().copy()

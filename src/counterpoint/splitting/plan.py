@@ -155,15 +155,18 @@ class SplitPlan:
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise unless a network has the layers that the plan was made for.
 
+        With scores these are the layers that were measured, so that heads may differ: of other tasks, or data.
+
         Args:
             sizes: Layer -> number of parameters of the network to split.
 
         Raises:
             OptionError: If layers differ; the message says which.
         """
-        missing = [name for name in self.sizes if name not in sizes]
-        further = [name for name in sizes if name not in self.sizes]
-        resized = [name for name, size in self.sizes.items() if sizes.get(name, size) != size]
+        own = {name: size for name, size in self.sizes.items() if name in self.scores} or self.sizes
+        missing = [name for name in own if name not in sizes]
+        further = [name for name in sizes if name not in own] if own is self.sizes else []
+        resized = [name for name, size in own.items() if sizes.get(name, size) != size]
         found = []
         if missing:
             found.append(f"not in the network: {_some(missing)}")

@@ -72,17 +72,22 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
     return None if ours == theirs else f"{path} is {theirs!r} there and {ours!r} now"
 
 
-def remove_run(folder: Path) -> None:
-    """Delete a folder of a run, so that the run begins anew.
+def begin_anew(folder: Path, marker: str) -> None:
+    """Make an empty folder for a run that cannot go on where it was stopped; delete one that was made like this.
+
+    Args:
+        folder: The folder.
+        marker: Name of the empty file that tells a folder made by this function from anything else.
 
     Raises:
-        FileError: If it holds something else.
+        FileError: If the folder holds something else.
     """
-    if not folder.exists():
-        return
-    if any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise FileError(f"{folder}: holds files and is no run ({CONFIG} is missing); choose another folder with --out")
-    shutil.rmtree(folder)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / marker).exists():
+            raise FileError(f"{folder}: holds files of something else and is not replaced; choose another with --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / marker).touch()
 
 
 def check_configuration(folder: Path, config: Mapping[str, Any]) -> None:
