@@ -84,7 +84,7 @@ def test_normalization():
     np.testing.assert_allclose(relative_affinity(given_matrix), (column + column.T) / 2)
     np.testing.assert_allclose(relative_affinity(given_matrix, normalise="inplace"), (inplace + inplace.T) / 2)
     with pytest.raises(OptionError, match="did you mean column"):
-        relative_affinity(given_matrix, normalise="clumn")
+        relative_affinity(given_matrix, normalise="colu")
 
 
 def test_zero_diagonals():

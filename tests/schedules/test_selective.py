@@ -174,9 +174,14 @@ def test_groups_follow_what_helps():
 def test_absent_tasks_leave_no_entry():
     problem = Problem(absent=["b"])
     schedule = cp.schedules.Selective(tasks=NAMES, beta=0.5, warm_up=3)
-    for _ in range(8):
-        report = schedule.step(problem.batch(), problem.optimizer, problem.balancer)
-        assert all(1 not in group for group in report.groups)
+
+    def train():
+        return [schedule.step(problem.batch(), problem.optimizer, problem.balancer) for _ in range(8)]
+
+    with pytest.warns(RuntimeWarning, match="nothing was measured of task 'b'") as warned:
+        reports = train()
+    assert len(warned) == 1
+    assert all(1 not in group for report in reports for group in report.groups)
     assert not schedule.affinity[1].any()
     assert not schedule.affinity[:, 1].any()
     assert schedule.affinity[0].any()
@@ -184,8 +189,11 @@ def test_absent_tasks_leave_no_entry():
 
 def test_losses_below_zero_are_left_out():
     toy = Toy()
-    schedule = selective(warm_up=0)
-    for _ in range(5):
+    schedule = selective(warm_up=1)
+    schedule.step(lambda: [toy.losses()[0], toy.losses()[1] - 5], toy.optimizer, equal())
+    with pytest.warns(RuntimeWarning, match="task '1'"):
+        schedule.step(lambda: [toy.losses()[0], toy.losses()[1] - 5], toy.optimizer, equal())
+    for _ in range(3):
         schedule.step(lambda: [toy.losses()[0], toy.losses()[1] - 5], toy.optimizer, equal())
     assert not schedule.affinity[1].any()
     assert not schedule.affinity[:, 1].any()
@@ -242,6 +250,9 @@ def test_resume_after_the_warm_up_is_bit_exact(balancer):
         ({"credit": "official", "measure_last": "forward"}, "measure_last='never'"),
         ({"stale_heads": "zero"}, "did you mean zeros"),
         ({"normalise": "row"}, "normalise"),
+        ({"preference": float("nan")}, "preference"),
+        ({"clip": "no"}, "clip must be true or false"),
+        ({"repeat_single": "never"}, "repeat_single must be true or false"),
     ],
 )
 def test_mistakes(options, message):
@@ -275,3 +286,28 @@ def test_taskonomy_table_of_the_paper():
     for printed, metrics in table.items():
         found = cp.metrics.delta_m(metrics, single, directions, convention="tasks")
         assert found == pytest.approx(printed, abs=0.0051)
+
+
+def test_fixed_order_is_that_of_the_first_tasks():
+    matrix = np.array([[1, 0, 0.9], [0, 1, 0], [0.9, 0, 1]]) + 0.0
+    schedule = cp.schedules.Selective(3, order="fixed", warm_up=0)
+    schedule._tracker.matrix = matrix
+    assert list(schedule._plan((0, 1, 2))) == sorted(schedule._plan((0, 1, 2)))
+
+
+def test_a_matrix_for_solvers():
+    toy, schedule = Toy(), selective(measure_last="forward")
+    with pytest.raises(OptionError, match="no update of a task"):
+        schedule.affinity_matrix()
+    schedule.step(toy.losses, toy.optimizer, equal())
+    found = schedule.affinity_matrix()
+    np.testing.assert_allclose(found.values, schedule.affinity / schedule.affinity.diagonal())
+    assert found.tasks == ("0", "1")
+    assert cp.grouping.create("branch_and_bound", singleton=0.0).solve(found, 2).groups
+
+
+def test_states_of_others_are_refused():
+    with pytest.raises(OptionError, match="of 4 tasks, this schedule of 3"):
+        selective(3).load_state_dict(selective(4).state_dict())
+    with pytest.raises(OptionError, match="another schedule"):
+        selective(3).load_state_dict(cp.schedules.create("joint", num_tasks=3).state_dict())

@@ -223,7 +223,7 @@ def check_folder(config: CompareConfig, folder: Path) -> None:
 
 def _goes_on(before: Mapping[int, SplitConfig], now: Mapping[int, SplitConfig] | None) -> bool:
     """Return whether the seeds that both have split the same layers."""
-    return now is not None and all(now[seed] == split for seed, split in before.items() if seed in now)
+    return now is None or all(now[seed] == split for seed, split in before.items() if seed in now)
 
 
 def load_compare(folder: Path) -> tuple[CompareConfig, tuple[TaskInfo, ...]]:

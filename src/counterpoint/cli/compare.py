@@ -98,13 +98,14 @@ def run_and_report(comparison: "CompareConfig", folder: Path, *, workers: int | 
 
 def separate_networks(methods: Sequence[str], groups: Sequence[str], plan: Path | None) -> list[str]:
     """Return each method with one network per group instead of one for all tasks, trained jointly."""
-    from counterpoint.bench.dimensions import DIMENSIONS, combination_name, parse_combination, parse_spec
+    from counterpoint.bench.dimensions import DIMENSIONS, combination_name, format_spec, parse_combination, parse_spec
 
     (dimension,) = (own for own in DIMENSIONS if own.key == "networks")
     options = [f"groups={own}" for own in groups] + ([f"plan={str(plan)!r}"] if plan is not None else [])
     networks = [parse_spec(dimension, f"networks({own})") for own in options]
-    balancers = [{"balancer": parse_combination(method)["balancer"]} for method in methods] if networks else []
-    names = [combination_name({**own, "networks": value}) for value in networks for own in balancers]
+    balancers = [combination_name({"balancer": parse_combination(m)["balancer"]}) for m in methods] if networks else []
+    # joint is said, so that these are not crossed with other schedules
+    names = [f"{own} @ joint # {format_spec(dimension, value)}" for value in networks for own in balancers]
     return list(dict.fromkeys(names))
 
 
