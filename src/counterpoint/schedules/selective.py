@@ -138,7 +138,7 @@ class Selective(Schedule):
         """Warn once of tasks of which nothing was measured until the first clustering."""
         matrix = self._tracker.matrix
         silent = [task for task in range(self.num_tasks) if not matrix[task].any() and not matrix[:, task].any()]
-        if silent and not self._warned:
+        if silent and self._batches and not self._warned:  # before the first batch nothing can be measured
             self._warned = True
             names = self._names or tuple(map(str, range(self.num_tasks)))
             warnings.warn(
