@@ -311,3 +311,39 @@ def test_states_of_others_are_refused():
         selective(3).load_state_dict(selective(4).state_dict())
     with pytest.raises(OptionError, match="another schedule"):
         selective(3).load_state_dict(cp.schedules.create("joint", num_tasks=3).state_dict())
+
+
+def clusterings(monkeypatch, **options):
+    """Return the batches before which groups were formed, and with what."""
+    calls, schedule = [], selective(3, beta=0.5, **options)
+
+    def form(matrix, **given):
+        calls.append((schedule._batches, given["normalise"], given["preference"]))
+        return
+
+    monkeypatch.setattr("counterpoint.schedules.selective.form_groups", form)
+    problem = Problem()
+    for _ in range(9):
+        report = schedule.step(problem.batch(), problem.optimizer, problem.balancer)
+        assert len(report.groups) == 3, "a clustering that does not settle leaves the groups as they are"
+    return calls
+
+
+def test_when_groups_are_formed_and_how(monkeypatch):
+    assert [at for at, *_ in clusterings(monkeypatch, warm_up=3)] == [3, 4, 5, 6, 7, 8]
+    assert [at for at, *_ in clusterings(monkeypatch, warm_up=2, regroup_every=3)] == [2, 5, 8]
+    assert clusterings(monkeypatch, warm_up=8, normalise="inplace", preference=0.3) == [(8, "inplace", 0.3)]
+
+
+def test_clip_reaches_the_tracker():
+    toy = Toy()
+    losses = iter([[1e-6, 1.0], [1.0, 0.5]])
+
+    def compute():
+        first, second = next(losses)
+        return [toy.s.sum() * 0 + first, toy.h2 * 0 + second]
+
+    schedule = selective(beta=1.0, clip=True)
+    schedule.step(compute, toy.optimizer, equal())
+    assert schedule.affinity[0].tolist() == [0.0, 0.5], "the loss that exploded counts -1, which no diagonal takes up"
+    assert schedule._tracker.clip
