@@ -16,6 +16,8 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
+import results_page
+
 from counterpoint.bench.comparison import SEVERE, read_comparison
 from counterpoint.bench.readings import SINGLE_TASK
 from counterpoint.bench.results import Comparison, MethodRow, Spread
@@ -29,7 +31,6 @@ python tools/recon_page.py runs/split-multi_fashion_mnist_narrow"""
 EDGES = (0.0, -0.01, -0.02, -0.03)  # the paper's bins
 BINS = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
 COLORS = ("#d5dbe3", "#f3d9a4", "#eeb35b", "#d9782d", "#a8321a")
-REMARKS = "<!-- what follows is kept -->"
 MB = 2**20  # as the paper counts sizes
 
 
@@ -76,8 +77,7 @@ def write_page(folder: Path, page: Path) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     (page.parent / "recon-delta.svg").write_text(delta_svg(comparison), encoding="utf-8")
     (page.parent / "recon-conflict.svg").write_text(conflict_svg(comparison), encoding="utf-8")
-    remarks = page.read_text(encoding="utf-8").partition(REMARKS)[2] if page.exists() else "\n"
-    page.write_text("\n".join([*lines_of(comparison, plan, search), "", REMARKS]) + remarks, encoding="utf-8")
+    results_page.write_page(page, lines_of(comparison, plan, search))
     print(f"page: {page}")
 
 

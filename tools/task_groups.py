@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+import results_page
+
 from counterpoint import schedules
 from counterpoint.bench import read_comparison
 from counterpoint.bench.group_page import groups_text
@@ -54,13 +56,13 @@ def number(spread: Spread | None, decimals: int = 2) -> str:
     return f"{spread.mean:.{decimals}f}{std}"
 
 
-def page(plan: GroupPlan, comparison: Comparison) -> str:
+def page(plan: GroupPlan, comparison: Comparison) -> list[str]:
     """Return the page, from what was measured."""
     tasks = [task.name for task in comparison.tasks]
     lines = [
         "# Task groups on attributes of FashionMNIST",
         "",
-        "Made by `python tools/task_groups.py --root DATA`; nothing here is written by hand.",
+        "Made by `python tools/task_groups.py --root DATA`; tables and picture are written by it from the runs.",
         f"Six tasks on real images ({', '.join(f'`{task}`' for task in tasks)};",
         "see `counterpoint show fashion_attributes`),",
         f"seeds {', '.join(map(str, comparison.seeds))}, {comparison.selection.rstrip('.')}.",
@@ -99,7 +101,7 @@ def page(plan: GroupPlan, comparison: Comparison) -> str:
         "",
     ]
     lines += over_time(comparison)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def over_time(comparison: Comparison) -> list[str]:
@@ -158,7 +160,7 @@ def main() -> None:
         args.work = args.out = args.work.with_name(f"{args.work.name}-smoke")
     plan, comparison = run(Path(args.root).resolve(), args.work, workers=args.workers, smoke=args.smoke)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "task_groups.md").write_text(page(plan, comparison))
+    results_page.write_page(args.out / "task_groups.md", page(plan, comparison))
     (args.out / "task_groups_affinity.svg").write_text(heat_map(plan.affinity))
     print(f"written: {args.out / 'task_groups.md'}")
 

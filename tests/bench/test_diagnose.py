@@ -73,11 +73,11 @@ def test_a_second_call_reads_what_is_there(done, capsys):
     ("arguments", "message"),
     [
         (["--every", "0"], "diagnose: every must be in"),
-        (["--share", "1.5"], "diagnose: share must be in"),
+        (["--share", "1.5"], "share of the epochs must be in"),
         (["--threshold", "-2"], "diagnose: threshold must be in"),
         (["--evry", "3"], "did you mean --every"),
         (["--balancer", "pcgrd"], "pcgrad"),
-        (["--data.tasks", "[left]"], "there is one task"),
+        (["--data.tasks", "[left]"], "conflict is between tasks"),
     ],
 )
 def test_wrong_calls_are_one_line(arguments, message, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_wrong_calls_are_one_line(arguments, message, tmp_path, capsys):
 
 def test_another_diagnosis_in_the_folder(done, capsys):
     assert main(["diagnose", "digits", *QUICK, "--every", "3", "--out", str(done)]) == 2
-    assert "holds a diagnosis with" in capsys.readouterr().err
+    assert "was measured with" in capsys.readouterr().err
 
 
 def test_a_stopped_diagnosis_starts_from_the_beginning(tmp_path, monkeypatch):

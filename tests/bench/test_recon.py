@@ -76,8 +76,18 @@ def test_a_finished_search_is_read_again_and_a_stopped_one_begins_anew(searched,
     before = (again / "metrics.jsonl").stat().st_mtime_ns
     assert recon.record_run(small(), again).scores(-0.1) == record.scores(-0.1)
     assert (again / "metrics.jsonl").stat().st_mtime_ns == before
-    (again / "record.npz").unlink()
-    assert recon.record_run(small(), again).scores(-0.1) == record.scores(-0.1)
+    stopped = tmp_path / "stopped"
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recon.record_run(small(), stopped, on_epoch=stop)
+    again = recon.record_run(small(), stopped)
+    assert again.scores(-0.1) == record.scores(-0.1)
+    assert again.num_measurements == record.num_measurements
+    with pytest.raises(FileError, match=r"every=1, not every=2"):
+        recon.record_run(small(), stopped, every=2)
 
 
 def test_observing_changes_nothing_of_a_run(searched, tmp_path):
@@ -97,7 +107,7 @@ def test_the_search_is_the_beginning_of_the_unsplit_run():
     assert found.training.epochs == 3
     assert found.split == SplitConfig()
     assert recon.search_config(config, 0.001).training.epochs == 1
-    with pytest.raises(OptionError, match="share of training"):
+    with pytest.raises(OptionError, match="share of the epochs"):
         recon.search_config(config, 0.0)
 
 

@@ -193,7 +193,7 @@ def test_train_takes_a_plan(plan, tmp_path, capsys):
         (["--solver", "branch-bound"], "did you mean branch_and_bound"),
         (["--max-networks", "3"], "--max-networks must be from 1 to 2, the number of tasks"),
         (["--max-networks", "0"], "--max-networks must be from 1 to 2"),
-        (["--share", "0"], "--share must be above 0"),
+        (["--share", "0"], "--share must be in (0, 1]"),
         (["--every", "0"], "--every must be at least 1"),
         (["--data.tasks", "[left]"], "groups need at least two tasks"),
     ],

@@ -61,11 +61,11 @@ def test_another_choice_or_run_in_the_folder_is_refused(folder, tmp_path, capsys
     assert len(SplitPlan.load(folder / "plan.json").layers) == 2
     code, message = failing([*arguments, "--every", "3"], capsys)
     assert code == 2
-    assert "measured every 1 steps" in message
+    assert "measured with every=1, not every=3" in message
     assert main(["train", "digits", *QUICK, "--out", str(tmp_path / "search")]) == 0
     code, message = failing(["--layers", "2", "--seeds", "0", "--out", str(tmp_path)], capsys)
     assert code == 2
-    assert "something else" in message
+    assert "made by another configuration" in message
     assert (tmp_path / "search" / "result.json").exists()
 
 
@@ -101,7 +101,7 @@ def test_no_conflict_is_said_and_ends_well(folder, capsys):
         (["--layers", "2", "--init", "sane"], "did you mean same"),
         (["--layers", "-1"], "layers"),
         (["--layers", "2", "--baselines", "rls"], "did you mean rsp, rsl"),
-        (["--layers", "2", "--search-share", "2"], "share of training"),
+        (["--layers", "2", "--search-share", "2"], "share of the epochs"),
         (["--layers", "2", "--threshold", "3"], "threshold"),
         (["--layers", "2", "--split.layers", "[backbone.stages.0.0]"], "leave out --split.layers"),
         (["--layers", "2", "--data.tasks", "[left]"], "between tasks"),

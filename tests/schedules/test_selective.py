@@ -289,10 +289,44 @@ def test_taskonomy_table_of_the_paper():
 
 
 def test_fixed_order_is_that_of_the_first_tasks():
-    matrix = np.array([[1, 0, 0.9], [0, 1, 0], [0.9, 0, 1]]) + 0.0
-    schedule = cp.schedules.Selective(3, order="fixed", warm_up=0)
-    schedule._tracker.matrix = matrix
-    assert list(schedule._plan((0, 1, 2))) == sorted(schedule._plan((0, 1, 2)))
+    """Six tasks of the specification, whose clusters come as {1, 2, 5}, {0, 3, 4}."""
+    schedule = cp.schedules.Selective(6, order="fixed", warm_up=0)
+    schedule._tracker.matrix = np.array(
+        [
+            [1, -0.02, 0.66, 0.4, -0.19, 0.22],
+            [0.27, 1, 0.58, -0.16, 0.17, 0.32],
+            [0.22, 0.4, 1, 0.85, 0.04, 0.48],
+            [0.54, 0.05, -0.3, 1, 0.06, 0.08],
+            [0.77, 0.4, 0.27, 0.63, 1, 0.55],
+            [0.15, -0.19, 0.49, 0.82, -0.05, 1],
+        ]
+    )
+    assert list(schedule._plan(tuple(range(6)))) == [(0, 3, 4), (1, 2, 5)]
+
+
+def test_losses_of_all_labels_count_for_their_own_task():
+    """A balancer that reads cross losses gets (K,) of each task; affinities are of each task's own."""
+
+    class Cross(cp.balancers.Equal):
+        loss_form = "cross"
+
+    toy, plain = Toy(), Toy()
+    schedule, other = selective(measure_last="forward"), selective(measure_last="forward")
+
+    def crossed():
+        first, second = toy.losses()
+        return [torch.stack([first, 100 + second]), torch.stack([50 + first, second])]
+
+    def update(losses):
+        own = [None if loss is None else loss[task] for task, loss in enumerate(losses)]
+        toy.optimizer.zero_grad()
+        report = equal().backward(own)
+        toy.optimizer.step()
+        return report
+
+    schedule.step(crossed, toy.optimizer, Cross(2), update=update)
+    other.step(plain.losses, plain.optimizer, equal())
+    np.testing.assert_allclose(schedule.affinity, other.affinity)
 
 
 def test_a_matrix_for_solvers():

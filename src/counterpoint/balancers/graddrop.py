@@ -38,15 +38,16 @@ def graddrop_direction(
     References:
         Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020,
         arXiv:2010.06808, with f the identity, on gradients of parameters; at ``level="features"`` on those
-        of features, without the paper's sum over the batch of gradients signed by the activation.
+        of features, without the paper's sum over the batch of gradients signed by the activation. Differs
+        where the draw equals the purity: the paper drops both signs there, here the negative ones are kept, so that
+        the expectation is exact.
     """
     dtype = torch.promote_types(torch.float32, jacobian.dtype)
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
     leaking = bool(leak.any())
     direction = jacobian.new_empty(jacobian.shape[1])
-    above, below = jacobian.new_empty(
-        2, len(jacobian), min(_COLUMNS, jacobian.shape[1]), dtype=dtype
-    )  # kept: new is dear
+    widest = min(_COLUMNS, jacobian.shape[1])
+    above, below = jacobian.new_empty(2, len(jacobian), widest, dtype=dtype)  # for all blocks: fresh memory is dear
     for start in range(0, jacobian.shape[1], _COLUMNS):
         block = jacobian[:, start : start + _COLUMNS].to(dtype)
         draw = uniform[start : start + _COLUMNS].to(block)

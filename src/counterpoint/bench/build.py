@@ -20,7 +20,7 @@ from counterpoint.bench.options import check_component
 from counterpoint.bench.run_config import RunConfig, SplitConfig, TrainingConfig
 from counterpoint.data import MultiTaskData
 from counterpoint.errors import OptionError
-from counterpoint.splitting import SplitPlan
+from counterpoint.splitting.plan import check_sizes
 from counterpoint.tasks import Task
 from counterpoint.training import seed_everything
 from counterpoint.training.optimizers import build_optimizer, build_scheduler, rehearse
@@ -61,10 +61,6 @@ def check_run(config: RunConfig) -> None:
     check_choice("training: accelerator", config.training.accelerator, _ACCELERATORS)
     check_choice("split: init", config.split.init, ("same", "independent"))
     check_choice("split: dropout", config.split.dropout, ("own", "same"))
-    if config.split.layers and config.data.tasks is not None and len(config.data.tasks) < 2:
-        raise OptionError(
-            f"split: a network for the tasks {list(config.data.tasks)} has nothing to split; leave out --split"
-        )
     if config.split.layers and config.training.level == "features":
         raise OptionError(
             "training: level 'features' balances the gradients where the heads begin, and after a split each task has "
@@ -105,8 +101,7 @@ def build(config: RunConfig) -> Built:
     seed_everything(config.seed)
     with fabric.init_module():
         model = _model(config, dataset, tasks)
-        if len(tasks) > 1:
-            split_model(model, config.split, len(tasks))
+        split_model(model, config.split, len(tasks))
     names = [task.name for task in tasks]
     balancer = build_balancer(config.balancer, names)
     if len(names) > 1:
@@ -124,19 +119,18 @@ def split_model(model: torch.nn.Module, split: SplitConfig, num_tasks: int) -> N
 
     Raises:
         UnknownNameError: If there is no such layer.
-        OptionError: If the plan is of another network, or the heads cannot be found.
+        OptionError: If there is one task, the plan is of another network, or the heads cannot be found.
     """
     if not split.layers:
         return
-    if split.sizes:  # of the layers that several tasks share, so that heads may be others
-        plan = SplitPlan(split.layers, split.sizes, split.rule, dict.fromkeys(split.sizes, 0.0))
-        plan.check(splitting.sizes(model))
-    layers = list(split.layers)
+    if num_tasks < 2:
+        raise OptionError("split: a network for one task has nothing to split; leave out --split")
+    check_sizes(split.sizes, splitting.sizes(model), whole=False)
     if not hasattr(model, "heads"):
         raise OptionError(f"split: {type(model).__name__} has no container 'heads', so its heads cannot be found")
     splitting.split(
         model,
-        layers,
+        list(split.layers),
         num_tasks,
         init=split.init,  # type: ignore[arg-type] - checked
         dropout=split.dropout,  # type: ignore[arg-type] - checked

@@ -169,7 +169,7 @@ class _Table:
         shares: list[float] = []
         for seed in self.seeds:
             records = [record for run in self._runs_of(method, seed) for record in run.conflicts]
-            cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine]  # 0: no gradient
+            cosines = [cosine for record in records for cosine in record["cosine"].values() if cosine is not None]
             shares.append(sum(cosine < SEVERE for cosine in cosines) / len(cosines) if cosines else math.nan)
         return Spread(tuple(shares))
 
@@ -316,8 +316,8 @@ def _joined_history(runs: Sequence[RunRecord]) -> Sequence[Mapping[str, Any]]:
 
 
 def _updates_per_batch(run: RunRecord) -> float:
-    """Return optimizer steps for each batch, on average; runs of before this was recorded took one."""
-    return run.result.get("num_updates", run.result["steps"]) / run.result["steps"]
+    """Return optimizer steps for each batch, on average; NaN of a run that did not count them."""
+    return run.result.get("num_updates", math.nan) / run.result["steps"]
 
 
 def _usable(baseline: Mapping[str, float]) -> bool:

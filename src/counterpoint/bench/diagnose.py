@@ -1,6 +1,5 @@
 """Diagnosis of a run: train with the monitor on, and say where its tasks conflict."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -10,15 +9,12 @@ from typing import Any
 from counterpoint._checks import check_integer, check_range
 from counterpoint.bench.build import Built
 from counterpoint.bench.diagnose_page import diagnose_page
+from counterpoint.bench.monitored import monitored_run
 from counterpoint.bench.run_config import RunConfig
-from counterpoint.bench.runner import run_one
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
-from counterpoint.errors import FileError, OptionError
 from counterpoint.splitting import find_layers
-from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import write_atomically
 
-RECORD, PAGE, OPTIONS = "record.npz", "diagnose.html", "diagnose.json"
+PAGE = "diagnose.html"
 MEASUREMENTS = 200  # about so many, where the caller does not say how often
 _MOST_COSINES = 50_000_000  # 200 MB; with more only those below the threshold are counted
 
@@ -54,39 +50,17 @@ def diagnose(
     every = None if every is None else check_integer("diagnose: every", every, low=1)
     check_range("diagnose: share", share, low=0.0, high=1.0, low_open=True)
     check_range("diagnose: threshold", threshold, low=-1.0, high=1.0)
+    config = config.shortened(share)
+
+    def make_monitor(built: Built) -> ConflictMonitor:
+        return _monitor(built, config, every, threshold)
+
     options = {"every": every, "share": share}
-    _check_folder(path, options)
-    config = shortened(config, share)
-    monitors: list[ConflictMonitor] = []
-
-    def watch(built: Built) -> Observe:
-        if len(built.tasks) < 2:
-            raise OptionError("diagnose: there is one task, so there is nobody to conflict with; train more tasks")
-        write_atomically(path / OPTIONS, (json.dumps(options) + "\n").encode())
-        monitors.append(_monitor(built, config, every, threshold))
-        return monitors[-1].observe
-
-    def ended(record: dict[str, Any]) -> None:
-        if monitors:
-            monitors[-1].record().save(path / RECORD)
-        if on_epoch is not None:
-            on_epoch(record)
-
-    run_one(config, path, ended, watch=watch)
-    if not (path / RECORD).exists():
-        raise FileError(f"{path}: the run is done, but was not measured; give another folder")
-    record = ConflictRecord.load(path / RECORD)
+    record = monitored_run(config, path, make_monitor, options=options, on_epoch=on_epoch)
     title = f"Conflict between tasks: {config.balancer.name} on {config.data.name}"
     content = json.dumps(config.to_dict(), indent=2)
     diagnose_page(record, path / PAGE, threshold=threshold, title=title, recipe=recipe, config=content)
     return record
-
-
-def shortened(config: RunConfig, share: float) -> RunConfig:
-    """Return a configuration that trains a share of the epochs, without checkpoints on the way and other monitoring."""
-    epochs = max(1, math.ceil(share * config.training.epochs - 1e-9))
-    training = dataclasses.replace(config.training, epochs=epochs, checkpoint_every=epochs, monitor_every=0)
-    return dataclasses.replace(config, training=training)
 
 
 def _monitor(built: Built, config: RunConfig, every: int | None, threshold: float) -> ConflictMonitor:
@@ -98,19 +72,3 @@ def _monitor(built: Built, config: RunConfig, every: int | None, threshold: floa
     keep = math.ceil(steps / every) * len(find_layers(built.model)) * pairs <= _MOST_COSINES
     thresholds = tuple(dict.fromkeys((threshold, 0.0)))
     return ConflictMonitor(built.model, tasks=tasks, every=every, thresholds=thresholds, keep_cosines=keep)
-
-
-def _check_folder(path: Path, options: dict[str, Any]) -> None:
-    """Raise if the folder holds a diagnosis with other options.
-
-    Raises:
-        FileError: If it does.
-    """
-    if not (path / OPTIONS).exists():
-        return
-    try:
-        before = json.loads((path / OPTIONS).read_text())
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path / OPTIONS}: damaged ({error}); delete the folder and diagnose again") from error
-    if before != options:
-        raise FileError(f"{path}: holds a diagnosis with {before}, not {options}; give another folder")

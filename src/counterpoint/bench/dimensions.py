@@ -11,8 +11,8 @@ from counterpoint import schedules
 from counterpoint.bench.group_plan import resolve_plan
 from counterpoint.bench.method import canonical_name, check_balancer
 from counterpoint.bench.networks import Networks
-from counterpoint.bench.options import check_component, one_line
-from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig
+from counterpoint.bench.options import check_component, parse_call
+from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleConfig, SplitConfig
 from counterpoint.errors import OptionError
 from counterpoint.schedules import FixedGroups
 
@@ -79,10 +79,13 @@ def _replace(section: str) -> Callable[[RunConfig, Any], Sequence[Part]]:
 
 
 def _apply_networks(run: RunConfig, networks: Networks) -> Sequence[Part]:
-    return [
-        Part("+".join(group), dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=group)), serves)
-        for group, serves in zip(networks.groups, networks.served, strict=True)
-    ]
+    parts = []
+    for group, serves in zip(networks.groups, networks.served, strict=True):
+        config = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=group))
+        if len(group) == 1:  # nothing to split
+            config = dataclasses.replace(config, split=SplitConfig())
+        parts.append(Part("+".join(group), config, serves))
+    return parts
 
 
 DIMENSIONS = (
@@ -109,16 +112,8 @@ def parse_spec(dimension: Dimension, text: str) -> Any:
         OptionError: If it is not of that form, or an option does not exist.
         UnknownNameError: If nothing is called that; names the nearest.
     """
-    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
-    if match is None:
-        kind = "method" if dimension.key == "balancer" else dimension.key
-        raise OptionError(f"{kind} {text!r} is not of the form name or name(option=value, ...)")
-    try:
-        written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
-        options = yaml.safe_load("{" + written + "}") or {}
-    except yaml.YAMLError as error:
-        raise OptionError(f"{dimension.key} {text!r}: {one_line(error)}") from error
-    return dimension.parse(match[1], options)
+    kind = "method" if dimension.key == "balancer" else dimension.key
+    return dimension.parse(*parse_call(text, kind))
 
 
 def format_spec(dimension: Dimension, value: Any) -> str:

@@ -2,19 +2,18 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from counterpoint import grouping
+from counterpoint._checks import check_range
 from counterpoint.bench.build import build, check_run
 from counterpoint.bench.group_plan import GroupPlan
-from counterpoint.bench.options import check_component, one_line
+from counterpoint.bench.options import check_component, parse_call
 from counterpoint.bench.run_config import RunConfig, ScheduleConfig
 from counterpoint.bench.runner import run_one
 from counterpoint.errors import OptionError
@@ -57,21 +56,14 @@ def parse_method(text: str, role: str) -> tuple[str, dict[str, Any]]:
         OptionError: If it is not of the form name(option=value) or an option is wrong.
         UnknownNameError: If there is none of that role; names the nearest.
     """
-    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
-    if match is None:
-        raise OptionError(f"{role} {text!r} is not of the form name or name(option=value, ...)")
+    name, options = parse_call(text, role)
     known = [name for name in grouping.names() if grouping.METHODS.get(name).role == role]
     by_folded = {fold(name): name for name in known}
-    if role == "estimator" and fold(match[1]) == PROXIMAL and not match[2]:
+    if role == "estimator" and fold(name) == PROXIMAL and not options:
         return PROXIMAL, {}
-    key = by_folded.get(fold(ALIASES.get(match[1], match[1])))
+    key = by_folded.get(fold(ALIASES.get(name, name)))
     if key is None:
-        raise unknown(role, match[1], [*known, *([*ALIASES, PROXIMAL] if role == "estimator" else [])])
-    try:
-        written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
-        options = yaml.safe_load("{" + written + "}") or {}
-    except yaml.YAMLError as error:
-        raise OptionError(f"{role} {text!r}: {one_line(error)}") from error
+        raise unknown(role, name, [*known, *([*ALIASES, PROXIMAL] if role == "estimator" else [])])
     check_component(grouping.METHODS, key, options, where=f"'{key}({{}}=VALUE)'")
     return key, options
 
@@ -131,8 +123,7 @@ def check_group(config: RunConfig, options: GroupOptions) -> int:
     check_run(config)
     parse_method(options.affinity, "estimator")
     parse_method(options.solver, "solver")
-    if not 0 < options.share <= 1:
-        raise OptionError(f"--share must be above 0 and at most 1, got {options.share}")
+    check_range("--share", options.share, low=0.0, low_open=True, high=1.0)
     if options.every < 1:
         raise OptionError(f"--every must be at least 1, got {options.every}")
     names = [task.name for task in build(config).tasks]
@@ -177,8 +168,8 @@ def measure_and_group(
         on_epoch: Called with the record of each epoch.
     """
     most = check_group(config, options)
-    epochs = group_epochs(config, options)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=epochs))
+    config = config.shortened(options.share)
+    epochs = config.training.epochs
     begin_anew(path, MARKER)
     key, given = parse_method(options.affinity, "estimator")
     if key == PROXIMAL and config.schedule.name != Selective.key:
@@ -188,28 +179,19 @@ def measure_and_group(
     proximal: list[tuple[int, AffinityMatrix]] = []
 
     def ended(record: dict[str, Any]) -> None:
-        if observer is None and record["epoch"] < epochs:
-            with contextlib.suppress(OptionError):  # the first epochs may have measured nothing yet
-                proximal.append(
-                    (record["epoch"], grouping.proximal_matrix(names, np.array(record["schedule"]["affinity"])))
-                )
-        elif observer is None:
-            proximal.append(
-                (record["epoch"], grouping.proximal_matrix(names, np.array(record["schedule"]["affinity"])))
-            )
-        else:
+        if observer is not None:
             observer.end_epoch(record["epoch"])
+        else:
+            early = contextlib.suppress(OptionError) if record["epoch"] < epochs else contextlib.nullcontext()
+            with early:  # the first epochs may have measured nothing yet
+                values = np.array(record["schedule"]["affinity"])
+                proximal.append((record["epoch"], grouping.proximal_matrix(names, values)))
         if on_epoch is not None:
             on_epoch(record)
 
     run_one(config, path, ended, before_batch=observer)
     affinity, over_time = (proximal[-1][1], tuple(proximal)) if observer is None else observer.matrices()
     return GroupPlan(recipe, affinity, over_time, propose(affinity, options.solver, most))
-
-
-def group_epochs(config: RunConfig, options: GroupOptions) -> int:
-    """Return how many epochs are trained."""
-    return max(1, round(config.training.epochs * options.share))
 
 
 def propose(affinity: AffinityMatrix, solver: str, most: int) -> tuple[Grouping, ...]:
@@ -223,7 +205,7 @@ def propose(affinity: AffinityMatrix, solver: str, most: int) -> tuple[Grouping,
     assert isinstance(made, Solver)
     if made.symmetric and affinity.directed:
         affinity = affinity.symmetric()
-    return tuple(made.solve(affinity, budget) for budget in range(1, most + 1))
+    return tuple(found.grouping for found in grouping.predicted_gains(affinity, max_groups=most, solver=made))
 
 
 def _estimator(key: str, tasks: Sequence[str], every: int, options: dict[str, Any]) -> Estimator:

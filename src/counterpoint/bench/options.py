@@ -5,10 +5,31 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from counterpoint.errors import OptionError
 from counterpoint.registry import Registry, nearest
+
+
+def parse_call(text: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """Read ``"name"`` or ``"name(option=value, ...)"``; values are written as in YAML.
+
+    Args:
+        text: What was written.
+        kind: What it names, for messages.
+
+    Raises:
+        OptionError: If it is not of that form.
+    """
+    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
+    if match is None:
+        raise OptionError(f"{kind} {text!r} is not of the form name or name(option=value, ...)")
+    try:
+        written = re.sub(r"(^|,)\s*(\w+)\s*=", r"\1 \2: ", match[2] or "")
+        return match[1], yaml.safe_load("{" + written + "}") or {}
+    except yaml.YAMLError as error:
+        raise OptionError(f"{kind} {text!r}: {one_line(error)}") from error
 
 
 def check_component(registry: Registry, name: str, options: Mapping[str, Any], *, where: str) -> None:

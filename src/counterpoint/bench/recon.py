@@ -7,17 +7,13 @@ from typing import Any
 
 from counterpoint._checks import check_integer, check_range
 from counterpoint.bench.build import Built, build
-from counterpoint.bench.run_config import RunConfig, SplitConfig, checked_sizes
-from counterpoint.bench.runner import run_one
+from counterpoint.bench.monitored import monitored_run
+from counterpoint.bench.run_config import RunConfig, SplitConfig
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
-from counterpoint.errors import FileError, OptionError
+from counterpoint.errors import OptionError
 from counterpoint.splitting import SplitPlan, sizes
-from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import begin_anew, write_atomically
+from counterpoint.training.run_folder import write_atomically
 
-RECORD = "record.npz"
-MARKER = "search-run"  # a file that says who may delete the folder
-EVERY = "every.txt"
 MB = 2**20
 BYTES = 4  # of a parameter in float32
 
@@ -53,51 +49,21 @@ class Choice:
             check_range("budget_mb", self.budget_mb, low=0.0, high_open=True)
 
 
-def record_run(
-    config: RunConfig, folder: Path, *, every: int = 1, on_epoch: OnEpoch | None = None, keep_cosines: bool = True
-) -> ConflictRecord:
-    """Train one run with a monitor of every layer, and return what it measured; a finished one is read again.
-
-    A run that was stopped begins anew, since what was measured does not survive it.
+def record_run(config: RunConfig, folder: Path, *, every: int = 1, on_epoch: OnEpoch | None = None) -> ConflictRecord:
+    """Train one run while every cosine in every layer is kept; see :func:`counterpoint.bench.monitored.monitored_run`.
 
     Args:
         config: What to run.
         folder: Folder of the run; ``record.npz`` is written to it.
         every: Measure at every so-many-th step.
         on_epoch: Called with the record of each epoch.
-        keep_cosines: Keep every cosine, so that any threshold can be asked for later.
-
-    Raises:
-        OptionError: If the run has fewer than two tasks.
     """
-    path = folder / RECORD
-    written = folder / EVERY
-    if path.exists() and written.exists() and written.read_text().strip() != str(every):
-        raise FileError(
-            f"{folder}: holds a search that measured every {written.read_text().strip()} steps, not every {every}; "
-            "choose another folder with --out"
-        )
-    monitors: list[ConflictMonitor] = []
 
-    def watch(built: Built) -> Observe:
-        if len(built.tasks) < 2:
-            found = [task.name for task in built.tasks]
-            raise OptionError(
-                f"conflict is between tasks, and this run has {found} only; give two or more with --data.tasks"
-            )
-        names = [task.name for task in built.tasks]
-        monitors.append(ConflictMonitor(built.model, tasks=names, every=every, keep_cosines=keep_cosines))
-        return monitors[0].observe
+    def make_monitor(built: Built) -> ConflictMonitor:
+        tasks = [task.name for task in built.tasks]
+        return ConflictMonitor(built.model, tasks=tasks, every=every, keep_cosines=True)
 
-    if not path.exists():
-        begin_anew(folder, MARKER)
-    run_one(config, folder, on_epoch, watch=watch)
-    if monitors and not path.exists():
-        temporary = path.with_name(f"new-{RECORD}")
-        monitors[0].record().save(temporary)
-        written.write_text(f"{every}\n")
-        temporary.replace(path)
-    return ConflictRecord.load(path)
+    return monitored_run(config, folder, make_monitor, options={"every": every}, on_epoch=on_epoch)
 
 
 def search_config(config: RunConfig, share: float) -> RunConfig:
@@ -105,10 +71,7 @@ def search_config(config: RunConfig, share: float) -> RunConfig:
 
     The schedule of the learning rate is that of the whole run, of which the search sees the beginning.
     """
-    check_range("search: share of training", share, low=0.0, low_open=True, high=1.0)
-    epochs = max(1, round(share * config.training.epochs))
-    training = dataclasses.replace(config.training, epochs=epochs, monitor_every=0)
-    return dataclasses.replace(config, training=training, split=SplitConfig())
+    return dataclasses.replace(config.shortened(share), split=SplitConfig())
 
 
 def choose(record: ConflictRecord, threshold: float, choice: Choice) -> SplitPlan:
@@ -178,7 +141,7 @@ def describe(plan: SplitPlan, config: RunConfig) -> str:
 
 def split_config(plan: SplitPlan, *, init: str = "same") -> SplitConfig:
     """Return the section of a run that splits by a plan."""
-    return SplitConfig(layers=plan.layers, init=init, sizes=checked_sizes(plan), rule=plan.rule)
+    return SplitConfig(layers=plan.layers, init=init, sizes=dict(plan.required), rule=plan.rule)
 
 
 def network_sizes(config: RunConfig) -> dict[str, int]:
@@ -188,7 +151,4 @@ def network_sizes(config: RunConfig) -> dict[str, int]:
 
 def save_plan(plan: SplitPlan, path: Path) -> None:
     """Write a plan in one go."""
-    temporary = path.with_name(f"new-{path.name}")
-    plan.save(temporary)
-    write_atomically(path, temporary.read_bytes())
-    temporary.unlink()
+    write_atomically(path, plan.to_json().encode())

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from counterpoint._checks import check_range
 from counterpoint.bench.options import one_line
 from counterpoint.errors import FileError, OptionError
 from counterpoint.registry import closest, nearest
@@ -216,6 +217,16 @@ class RunConfig:
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     seed: int = 0
 
+    def shortened(self, share: float) -> "RunConfig":
+        """Return the beginning of this run: a share of the epochs, rounded, at least one; schedules stay as they are.
+
+        Raises:
+            OptionError: If the share is not in (0, 1].
+        """
+        check_range("share of the epochs", share, low=0.0, low_open=True, high=1.0)
+        epochs = max(1, round(share * self.training.epochs))
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, epochs=epochs))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as it is written to YAML; without a split or an engine where none is asked for."""
         content = plain(dataclasses.asdict(self))
@@ -272,12 +283,7 @@ def _with_plan(split: SplitConfig) -> SplitConfig:
     if split.layers:
         raise OptionError("split: give a plan or layers, not both")
     plan = SplitPlan.load(split.plan)
-    return dataclasses.replace(split, plan=None, layers=plan.layers, sizes=checked_sizes(plan), rule=plan.rule)
-
-
-def checked_sizes(plan: SplitPlan) -> dict[str, int]:
-    """Return the sizes that a network must have for a plan: of the layers that were measured, or of all."""
-    return {name: size for name, size in plan.sizes.items() if name in plan.scores} or dict(plan.sizes)
+    return dataclasses.replace(split, plan=None, layers=plan.layers, sizes=dict(plan.required), rule=plan.rule)
 
 
 def load_run(path: Path) -> RunConfig:

@@ -5,14 +5,14 @@ Writes record.npz (every measurement) and diagnose.html (one page, no network ne
 
 import argparse
 import json
-import math
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoint.cli._arguments import EPILOG as EPILOG
 from counterpoint.cli._arguments import add_recipe, read_run
+from counterpoint.cli._json import plain
 
 HELP = "train with the conflict monitor on, and say where tasks conflict"
 
@@ -35,13 +35,14 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     given = {"--balancer": args.balancer, "--schedule": args.schedule}
     named = [word for option, name in given.items() if name is not None for word in (option, name)]
     config = read_run(args, [*named, *rest], seed=args.seed)
-    from counterpoint.bench.diagnose import PAGE, RECORD, diagnose, shortened
+    from counterpoint.bench.diagnose import PAGE, diagnose
+    from counterpoint.bench.monitored import RECORD
     from counterpoint.cli._progress import RunProgress
     from counterpoint.diagnostics import findings
 
     name = f"diagnose-{Path(args.recipe).stem}-{config.balancer.name}-seed{config.seed}"
     path = args.out or Path("runs") / name
-    epochs = shortened(config, args.share).training.epochs if 0 < args.share <= 1 else 1
+    epochs = config.shortened(args.share).training.epochs
     with RunProgress([(name, epochs)]) as progress:
         record = diagnose(
             config,
@@ -54,9 +55,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     found = findings(record, threshold=args.threshold, recipe=shlex.join([args.recipe, *rest]))
     if args.json:
-        lines = [
-            {"kind": f.kind, "supported": f.supported, "text": f.text, "numbers": _finite(f.numbers)} for f in found
-        ]
+        lines = [{"kind": f.kind, "supported": f.supported, "text": f.text, "numbers": plain(f.numbers)} for f in found]
         print(json.dumps({"folder": str(path), "findings": lines}, indent=2, allow_nan=False))
         return 0
     for finding in found:
@@ -65,8 +64,3 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"measured {record.num_measurements} times: {path / RECORD}")
     print(f"page: {path / PAGE}")
     return 0
-
-
-def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """Return numbers as JSON has them: nothing for what is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

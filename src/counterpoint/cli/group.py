@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Train, measure, write the plan and its page, print the proposals."""
     config = read_run(args, rest, seed=args.seed)
     from counterpoint.bench.group_page import groups_text, write_page
-    from counterpoint.bench.group_run import DEFAULT_SOLVER, GroupOptions, check_group, group_epochs, measure_and_group
+    from counterpoint.bench.group_run import DEFAULT_SOLVER, GroupOptions, check_group, measure_and_group
     from counterpoint.cli._progress import RunProgress
     from counterpoint.training.run_folder import write_atomically
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = args.out or Path("runs") / f"group-{name}"
     for old in ("group.json", "group.html"):  # of a run before, whose measurements are gone
         (folder / old).unlink(missing_ok=True)
-    with RunProgress([(f"group {name}", group_epochs(config, options))]) as progress:
+    with RunProgress([(f"group {name}", config.shortened(options.share).training.epochs)]) as progress:
         plan = measure_and_group(
             name, config, options, folder / "run", lambda record: progress.epoch(0, record["epoch"])
         )

@@ -1,14 +1,12 @@
 """Write the tables and the report of a comparison anew from its runs, finished or not."""
 
 import argparse
-import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from counterpoint.cli._arguments import reject
+from counterpoint.cli._json import plain
 
 HELP = "write report.html, table.csv and table.tex of a comparison"
 
@@ -39,19 +37,8 @@ def write_all(folder: Path, *, as_json: bool) -> None:
     write_tex(comparison, folder / "table.tex")
     write_report(comparison, folder / "report.html")
     if as_json:
-        content = {"report": str(folder / "report.html"), "rows": [_plain(row) for row in comparison.rows]}
+        content = {"report": str(folder / "report.html"), "rows": [plain(row) for row in comparison.rows]}
         print(json.dumps(content, indent=2, allow_nan=False))
         return
     print_table(comparison, Console())
     print(f"report: {folder / 'report.html'}")
-
-
-def _plain(content: Any) -> Any:
-    """Turn records into plain data; NaN becomes null."""
-    if dataclasses.is_dataclass(content) and not isinstance(content, type):
-        return {field.name: _plain(getattr(content, field.name)) for field in dataclasses.fields(content)}
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

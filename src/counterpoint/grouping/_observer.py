@@ -178,6 +178,15 @@ class Estimator(Method):
                 )
         return [value if value > 1e-12 else math.nan for value in values]
 
+    def differentiated(
+        self, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None
+    ) -> tuple[list[Tensor | None], list[list[Tensor | None] | None], list[bool]]:
+        """Return the losses of one forward pass, the gradients of each task, and which parameters are shared."""
+        with torch.enable_grad():
+            losses = self.losses(compute)
+        grads = self.gradients(losses, snapshot)
+        return losses, grads, self.is_shared(grads, snapshot, shared)
+
     def gradients(self, losses: Sequence[Tensor | None], snapshot: Snapshot) -> list[list[Tensor | None] | None]:
         """Return for each task its gradient on every parameter; ``None`` for an absent task.
 

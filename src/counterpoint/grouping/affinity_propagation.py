@@ -50,9 +50,8 @@ def affinity_propagation(
 
     Each point sends to each candidate a responsibility (how well it suits, against the other candidates) and gets back
     an availability (how many others chose it). Points whose two messages to themselves sum to more than 0 are
-    exemplars.
-    Small noise breaks ties, which symmetric similarities always have: another seed may then give other clusters. With
-    the same noise the labels are those of scikit-learn 1.9.
+    exemplars. Small noise breaks ties, which symmetric similarities always have: another seed may then give other
+    clusters. With the same noise the labels are those of scikit-learn 1.9.
 
     Args:
         similarity: (T, T), entry (i, k) is how well k stands for i. Its diagonal is read by the median only.

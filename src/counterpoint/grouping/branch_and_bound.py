@@ -16,8 +16,9 @@ from counterpoint.grouping.scores import group_scores, own_worth, served_worth
 class BranchAndBound(Solver):
     """Exact groups under a budget: the largest mean over tasks of the score in the group that serves each.
 
-    ``num_groups`` is a bound: of equal values that with fewer groups is taken, so more groups than tasks
-    changes nothing.
+    ``num_groups`` is a bound: of equal values that with fewer groups is taken, so more groups than tasks changes
+    nothing. Of equal ones with as many groups it is always the same one, but not the lexicographically first, which
+    ``exhaustive`` takes.
 
     Args:
         overlap: Whether a task may help in further groups.

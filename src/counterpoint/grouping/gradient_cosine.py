@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import final
 
 import numpy as np
-import torch
 from torch import nn
 
 from counterpoint.grouping._observer import Compute, Estimator
@@ -38,10 +37,7 @@ class GradientCosine(Estimator):
         super().__init__(num_tasks, tasks, every)
 
     def _measure(self, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None) -> Matrix:
-        with torch.enable_grad():
-            losses = self.losses(compute)
-        grads = self.gradients(losses, snapshot)
-        flags = self.is_shared(grads, snapshot, shared)
+        _, grads, flags = self.differentiated(compute, snapshot, shared)
         products = inner_products(grads, [float(flag) for flag in flags])
         norms = np.sqrt(np.diag(products))
         scale = np.outer(norms, norms)

@@ -1,7 +1,7 @@
 """Correlation of the labels of two tasks."""
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -60,9 +60,8 @@ class LabelCorrelation(Estimator):
             column = torch.as_tensor(label).detach().double().cpu().numpy()
             if column.shape != (size,):
                 raise OptionError(
-                    f"LabelCorrelation: the labels of {self.names[task]} must be one number for each of {size} samples,"
-                    f" "
-                    f"got shape {column.shape}"
+                    f"LabelCorrelation: the labels of {self.names[task]} must be one number for each of {size} "
+                    f"samples, got shape {column.shape}"
                 )
             columns[:, task] = column
         seen = ~np.isnan(columns)
@@ -86,11 +85,11 @@ class LabelCorrelation(Estimator):
         values = np.where(count > 0, np.clip(values, -1, 1), np.nan)
         return self._matrix(np.abs(values) if self.use_abs else values)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain data."""
         return {**super().state_dict(), "moments": self._moments.tolist()}
 
-    def load_state_dict(self, state) -> None:  # noqa: ANN001
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._moments = np.array(state["moments"], dtype=np.float64)

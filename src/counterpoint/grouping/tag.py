@@ -56,11 +56,8 @@ class TAG(Estimator):
         super().__init__(num_tasks, tasks, every)
 
     def _measure(self, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None) -> Matrix:
-        with torch.enable_grad():
-            losses = self.losses(compute)
+        losses, grads, flags = self.differentiated(compute, snapshot, shared)
         before = np.array(self.positive(losses))
-        grads = self.gradients(losses, snapshot)
-        flags = self.is_shared(grads, snapshot, shared)
         values = np.full((self.num_tasks, self.num_tasks), np.nan)
         for source, row in enumerate(grads):
             if row is None:

@@ -40,11 +40,8 @@ class TAGFirstOrder(Estimator):
         super().__init__(num_tasks, tasks, every)
 
     def _measure(self, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None) -> Matrix:
-        with torch.enable_grad():
-            losses = self.losses(compute)
+        losses, grads, flags = self.differentiated(compute, snapshot, shared)
         before = np.array(self.positive(losses))
-        grads = self.gradients(losses, snapshot)
-        flags = self.is_shared(grads, snapshot, shared)
         rates = learning_rates("TAGFirstOrder", snapshot.parameters, snapshot.optimizer)
         weights = [rate if flag else 0.0 for rate, flag in zip(rates, flags, strict=True)]
         return inner_products(grads, weights) / before

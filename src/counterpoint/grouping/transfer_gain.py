@@ -31,9 +31,8 @@ class TransferGain(Estimator):
         measure_diagonal: Measure {i, i}.
 
     References:
-        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps are
-        those of
-        the released collector; that the gain is this ratio is our reading of what it records.
+        Wang, Pan, Yu, "Towards Principled Task Grouping for Multi-Task Learning", arXiv:2402.15328. The steps
+        are those of the released collector; that the gain is this ratio is our reading of what it records.
     """
 
     key = "transfer_gain"
@@ -98,11 +97,8 @@ class _Look:
         self, owner: TransferGain, compute: Compute, snapshot: Snapshot, shared: list[nn.Parameter] | None
     ) -> None:
         self.owner, self.compute, self.snapshot = owner, compute, snapshot
-        with torch.enable_grad():
-            losses = owner.losses(compute)
-        owner.positive(losses)
-        self.grads = owner.gradients(losses, snapshot)
-        self.flags = owner.is_shared(self.grads, snapshot, shared)
+        losses, self.grads, self.flags = owner.differentiated(compute, snapshot, shared)
+        owner.positive(losses)  # refuses negative ones
 
     def __call__(self, *tasks: int) -> list[float]:
         self.snapshot.restore()

@@ -120,6 +120,7 @@ class Selective(Schedule):
         self._last: Group | None = None  # of the batch before
         self._counts = [0, 0]  # batches and groups since the last record
         self._warned = False
+        self._form = "task"  # of the losses of the present batch, which the balancer asks for
 
     @property
     def affinity(self) -> np.ndarray:
@@ -135,15 +136,15 @@ class Selective(Schedule):
         return proximal_matrix(self._names or tuple(map(str, range(self.num_tasks))), self._tracker.matrix)
 
     def _warn_of_silence(self) -> None:
-        """Warn once of tasks of which nothing was measured until the first clustering."""
+        """Warn once, at a clustering, of tasks of which nothing was measured so far."""
         matrix = self._tracker.matrix
         silent = [task for task in range(self.num_tasks) if not matrix[task].any() and not matrix[:, task].any()]
         if silent and self._batches and not self._warned:  # before the first batch nothing can be measured
             self._warned = True
             names = self._names or tuple(map(str, range(self.num_tasks)))
             warnings.warn(
-                f"Selective: nothing was measured of task {', '.join(repr(names[task]) for task in silent)} until the "
-                "first clustering (are its losses positive, and labeled with others?); it is grouped all the same",
+                f"Selective: nothing was measured of task {', '.join(repr(names[task]) for task in silent)} so far "
+                "(are its losses positive, and labeled with others?); it is grouped all the same",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -178,7 +179,8 @@ class Selective(Schedule):
         found = torch.full((self.num_tasks,), float("nan"), dtype=torch.float64)
         here = [task for task, loss in enumerate(losses) if loss is not None]
         if here:
-            values = torch.stack([losses[task].detach().mean().double() for task in here])  # type: ignore[union-attr]
+            own = [losses[task][task] if self._form == "cross" else losses[task].mean() for task in here]  # type: ignore[index,union-attr]
+            values = torch.stack([loss.detach().double() for loss in own])
             found[here] = values.cpu()
         credited = after
         if after is None:
@@ -200,6 +202,7 @@ class Selective(Schedule):
 
     def step(self, compute_losses: Any, optimizer: Optimizer, balancer: Balancer, **given: Any) -> ScheduleReport:
         """Train on one batch; see :meth:`Schedule.step`."""
+        self._form = balancer.loss_form
         if self.stale_heads == "freeze":
             return super().step(compute_losses, optimizer, balancer, **given)
         handle = optimizer.register_step_pre_hook(_fill_with_zeros)

@@ -163,28 +163,20 @@ class SplitPlan:
         Raises:
             OptionError: If layers differ; the message says which.
         """
-        own = {name: size for name, size in self.sizes.items() if name in self.scores} or self.sizes
-        missing = [name for name in own if name not in sizes]
-        further = [name for name in sizes if name not in own] if own is self.sizes else []
-        resized = [name for name, size in own.items() if sizes.get(name, size) != size]
-        found = []
-        if missing:
-            found.append(f"not in the network: {_some(missing)}")
-        if further:
-            found.append(f"not in the plan: {_some(further)}")
-        if resized:
-            shown = [f"{name} ({self.sizes[name]} in the plan, {sizes[name]} here)" for name in resized]
-            found.append(f"of another size: {_some(shown)}")
-        if found:
-            raise OptionError(
-                f"SplitPlan: made for another network ({'; '.join(found)}); "
-                "to use its layers all the same, pass plan.layers instead of the plan"
-            )
+        check_sizes(self.required, sizes, whole=not self.scores)
+
+    @property
+    def required(self) -> Mapping[str, int]:
+        """Sizes that a network to split must have: of the layers that were measured, or of all."""
+        return {name: size for name, size in self.sizes.items() if name in self.scores} or self.sizes
+
+    def to_json(self) -> str:
+        """Return the plan as a JSON text."""
+        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        content = {"format": _FORMAT, **dataclasses.asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        Path(path).write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -202,6 +194,35 @@ class SplitPlan:
             raise FileError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
             raise FileError(f"{path}: not a plan for splitting ({error})") from error
+
+
+def check_sizes(required: Mapping[str, int], sizes: Mapping[str, int], *, whole: bool) -> None:
+    """Raise unless a network has layers of these sizes.
+
+    Args:
+        required: Layer -> number of parameters that it must have.
+        sizes: The same of all layers of the network.
+        whole: The network may have no other layers.
+
+    Raises:
+        OptionError: If layers differ; the message says which.
+    """
+    missing = [name for name in required if name not in sizes]
+    further = [name for name in sizes if name not in required] if whole else []
+    resized = [name for name, size in required.items() if sizes.get(name, size) != size]
+    found = []
+    if missing:
+        found.append(f"not in the network: {_some(missing)}")
+    if further:
+        found.append(f"not in the plan: {_some(further)}")
+    if resized:
+        shown = [f"{name} ({required[name]} in the plan, {sizes[name]} here)" for name in resized]
+        found.append(f"of another size: {_some(shown)}")
+    if found:
+        raise OptionError(
+            f"SplitPlan: made for another network ({'; '.join(found)}); "
+            "to use its layers all the same, pass plan.layers instead of the plan"
+        )
 
 
 def _rank(scores: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[str, ...]:

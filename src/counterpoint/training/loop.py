@@ -30,7 +30,7 @@ from counterpoint.training.selection import RULES, select, validation_score
 from counterpoint.training.step import sharing, transform_heads
 from counterpoint.training.visit import Losses, Parts, Visit
 
-_FORMAT = 2  # of checkpoints
+_FORMAT = 3  # of checkpoints
 
 
 class Observe(Protocol):
@@ -130,8 +130,8 @@ def fit(
     fabric = fabric or Fabric(devices=1)
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
-    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric, observe)
-    loop.before_batch = before_batch
+    loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
+    loop.observe, loop.before_batch = observe, before_batch
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -155,9 +155,7 @@ class _Loop:
         scheduler: Any,
         schedule: Schedule,
         fabric: Fabric,
-        observe: Observe | None,
     ) -> None:
-        self.observe = observe
         self.raw_model, self.raw_optimizer = model, optimizer
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.balancer, self.schedule = balancer.to(fabric.device), schedule
@@ -185,6 +183,7 @@ class _Loop:
         self.memory = PeakMemory(fabric.device)
         self.epoch = self.step = self.num_backward = self.num_updates = self.resumed = 0
         self.train_seconds = 0.0
+        self.observe: Observe | None = None
         self.before_batch: Callable[[Parts, Any], None] | None = None
         self.best_score = float("-inf")
 
@@ -218,7 +217,7 @@ class _Loop:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         for name in ("epoch", "step", "num_backward", "num_updates", "train_seconds", "best_score"):
-            setattr(self, name, state.get(name, self.step))  # one update a step before these were counted
+            setattr(self, name, state[name])
         self.resumed = state["resumed"] + 1
         self.folder.truncate(state["records_bytes"])
         set_rng_state(state["rng"])
