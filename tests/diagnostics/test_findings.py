@@ -139,13 +139,19 @@ def test_no_dominance_where_lengths_change_places():
     assert found["length"][0].supported is False
 
 
-def test_gradients_of_zero_are_no_ratio():
+def test_gradients_of_zero_are_said_to_be_zero():
     norms = np.tile(np.array([4.0, 0.0], dtype=np.float32), (100, 1))
     record = make([0.5, 0.5], 0.5)
+    norms[:40, 1] = 0.1
     (found,) = by_kind(dataclasses.replace(record, whole_norms=norms))["length"]
-    assert "infinitely many times as long" in found.text
+    assert found.text.startswith("The gradient of seg is zero in 60 % of the measurements")
+    assert found.numbers == {"zero": pytest.approx(0.6)}
+    norms[:60, 1] = 0.1
+    (found,) = by_kind(dataclasses.replace(record, whole_norms=norms))["length"]
+    assert "its gradient is 40.0 times as long" in found.text
     norms[:60] = 0.0
     (found,) = by_kind(dataclasses.replace(record, whole_norms=norms))["length"]
+    assert found.text.startswith("The gradient of every task is zero in half")
     assert not found.supported
 
 

@@ -259,7 +259,6 @@ def test_every_method_says_what_it_is(name):
 
 
 def test_affinity_propagation_keeps_to_the_budget():
-    pytest.importorskip("counterpoint.grouping.affinity_propagation")
     given = AffinityMatrix(
         tuple(f"t{at}" for at in range(5)), np.array(oracle("cilicia_split")["corr"]), directed=False
     )

@@ -212,29 +212,38 @@ def _lengths(record: ConflictRecord) -> Finding:
     medians = np.array(
         [np.median(column[~np.isnan(column)]) if (~np.isnan(column)).any() else np.nan for column in norms.T]
     )
-    if np.isnan(medians).all() or not (medians > 0).any():
+    if np.isnan(medians).all():
         return Finding("length", "The lengths of the gradients were not measured.", supported=False)
+    if not (medians > 0).any():
+        text = "The gradient of every task is zero in half of the measurements or more."
+        return Finding("length", text, supported=False)
     longest, shortest = int(np.nanargmax(medians)), int(np.nanargmin(medians))
     here = ~np.isnan(norms[:, longest]) & ~np.isnan(norms[:, shortest]) & (norms[:, longest] > 0)
     if not here.any():
         text = "The tasks with the longest and the shortest gradient were never measured together."
         return Finding("length", text, supported=False)
+    one, other = record.tasks[longest], record.tasks[shortest]
+    zero = float(np.mean(norms[here, shortest] == 0))
+    if zero >= 0.5:
+        text = (
+            f"The gradient of {other} is zero in {_percent(zero)} of the measurements, so {other} hardly trains the "
+            "layers that it shares; see whether its loss is saturated or its labels are constant."
+        )
+        return Finding("length", text, {"zero": zero})
     with np.errstate(divide="ignore"):
         ratios = norms[here, longest] / norms[here, shortest]
     ratio = float(np.median(ratios))
     often = float(np.mean(ratios >= _DOMINANT))
-    one, other = record.tasks[longest], record.tasks[shortest]
     numbers = {"ratio": ratio, "often": often}
-    times = "infinitely many" if math.isinf(ratio) else f"{ratio:.1f}"
     if ratio >= _DOMINANT and often >= 0.75:
         text = (
-            f"{one} dominates: its gradient is {times} times as long as that of {other} (median; at least "
+            f"{one} dominates: its gradient is {ratio:.1f} times as long as that of {other} (median; at least "
             f"{_DOMINANT:g} times in {_percent(often)} of the measurements). With a plain sum it decides the update; "
             "try other loss weights, or a balancer that makes the lengths even."
         )
         return Finding("length", text, numbers)
     text = (
-        f"No task dominates by the length of its gradient: that of {one} is {times} times that of {other} (median; "
+        f"No task dominates by the length of its gradient: that of {one} is {ratio:.1f} times that of {other} (median; "
         f"dominance would be {_DOMINANT:g} times or more, three quarters of the time)."
     )
     return Finding("length", text, numbers, supported=False)
