@@ -131,11 +131,17 @@ def test_overlapping_groups_say_who_serves(plan, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[: len(text) // 2], "not|damaged"),
-        (lambda text: text.replace('"format": 1', '"format": 9'), "format 1|damaged"),
-        (lambda text: text.replace('"recipe"', '"recipes"'), "no plan of counterpoint group"),
-        (lambda text: re.sub(r'"proposals": \[.*\]', '"proposals": []', text, flags=re.DOTALL), "damaged plan"),
-        (lambda text: text.replace('"b"', '"z"', 1), "damaged plan"),
+        (lambda text: text[: len(text) // 2], "not valid JSON .*make it again"),
+        (lambda text: text.replace('"format": 1', '"format": 9'), "format 1, got 9|damaged"),
+        (
+            lambda text: text.replace('"recipe"', '"recipes"'),
+            "no GroupPlan .*no field of GroupPlan is called 'recipes'; did you mean recipe",
+        ),
+        (
+            lambda text: re.sub(r'"proposals": \[.*\]', '"proposals": []', text, flags=re.DOTALL),
+            "proposals are .* missing",
+        ),
+        (lambda text: text.replace('"b"', '"z"', 1), "damaged, or no GroupPlan .*make it again"),
     ],
 )
 def test_damaged_plans(plan, change, message, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import counterpoint as cp
-from counterpoint.errors import NonFiniteError, OptionError, SolverError
+from counterpoint.errors import FileError, NonFiniteError, OptionError, SolverError
 from counterpoint.grouping import AffinityMatrix
 
 
@@ -242,6 +242,20 @@ def test_matrix_and_grouping_come_back_from_their_files(tmp_path):
     made = cp.grouping.create("branch_and_bound").solve(matrix(np.ones((3, 3))), 2)
     made.save(tmp_path / "g.json")
     assert cp.grouping.Grouping.load(tmp_path / "g.json") == made
+    with pytest.raises(FileError, match=r"g\.json: damaged, or no AffinityMatrix .*'groups'"):
+        AffinityMatrix.load(tmp_path / "g.json")
+    by_hand = {"format": 1, "tasks": ["a", "b"], "values": [[0, 1], [1, 0]], "directed": False}
+    (tmp_path / "m.json").write_text(json.dumps(by_hand))
+    assert AffinityMatrix.load(tmp_path / "m.json").higher_is_better
+    (tmp_path / "m.json").write_text(json.dumps(by_hand | {"values": [[0, "x"], [1, 0]]}))
+    with pytest.raises(FileError, match="values must be rows of numbers or null"):
+        AffinityMatrix.load(tmp_path / "m.json")
+    del by_hand["values"]
+    (tmp_path / "m.json").write_text(json.dumps(by_hand))
+    with pytest.raises(FileError, match="must have tasks, values, directed; missing: values"):
+        AffinityMatrix.load(tmp_path / "m.json")
+    (tmp_path / "g.json").write_text('{"format": 1, "tasks": ["a"], "groups": [["a"]], "serves": [0]}')
+    assert np.isnan(cp.grouping.Grouping.load(tmp_path / "g.json").score)
     with pytest.raises(OptionError, match="b is in no group"):
         cp.grouping.Grouping(("a", "b"), (("a",),), (0, 0))
     with pytest.raises(LookupError, match="did you mean depth"):

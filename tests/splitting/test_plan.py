@@ -87,18 +87,18 @@ def test_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a plan"),
-        ("[]", "not a plan"),
-        ('{"format": 2}', "another version"),
+        ("{", "not valid JSON .*make it again"),
+        ("[]", "no SplitPlan .*expected data of format 1, got 'list'"),
+        ('{"format": 2}', "expected data of format 1, got 2"),
         ('{"format": 1, "layers": ["x"], "sizes": {"a": 1}}', "no layer of this network is called 'x'"),
-        ('{"format": 1, "layers": ["a"], "sizes": {"a": 1}, "color": 3}', "not a plan"),
+        ('{"format": 1, "layers": ["a"], "sizes": {"a": 1}, "scorse": {}}', "did you mean scores"),
     ],
 )
 def test_damaged_file(tmp_path, content, message):
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(FileError, match=message):
         SplitPlan.load(tmp_path / "plan.json")
-    with pytest.raises(FileError, match=r"none\.json: cannot be read: No such file"):
+    with pytest.raises(FileError, match=r"none\.json: cannot be read \(No such file"):
         SplitPlan.load(tmp_path / "none.json")
 
 

@@ -8,16 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint._files import read_json, write_atomically
 from counterpoint.errors import FileError
 from counterpoint.training import RunFolder
 from counterpoint.training.run_folder import (
     first_difference,
     load_checkpoint,
     read_finished,
-    read_json,
     read_records,
     read_yaml,
-    write_atomically,
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from counterpoint import schedules
+from counterpoint._files import write_atomically
 from counterpoint.bench.build import build, check_run
 from counterpoint.bench.dimensions import (
     DIMENSIONS,
@@ -27,7 +28,7 @@ from counterpoint.bench.run_config import BalancerConfig, RunConfig, ScheduleCon
 from counterpoint.bench.runner import Job, Listener, run_many
 from counterpoint.errors import FileError, OptionError
 from counterpoint.tasks import Task
-from counterpoint.training.run_folder import first_difference, read_yaml, write_atomically
+from counterpoint.training.run_folder import first_difference, read_yaml
 from counterpoint.training.seed import check_seed
 
 Splits = Mapping[str, Mapping[int, SplitConfig]]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from counterpoint._files import read_json
 from counterpoint.bench.compare import BASELINES, SINGLE_TASK, CompareConfig, load_compare, make_jobs
 from counterpoint.bench.dimensions import parse_combination
 from counterpoint.bench.method import what_it_reads
@@ -22,7 +23,6 @@ from counterpoint.training.run_folder import (
     Finished,
     check_configuration,
     read_finished,
-    read_json,
     read_records,
 )
 from counterpoint.training.selection import describe_rule, select

@@ -1,21 +1,17 @@
 """The plan that ``counterpoint group`` writes: what was measured, and the groups proposed for each number of them."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, Self
 
+from counterpoint._files import JsonData
 from counterpoint.errors import FileError, OptionError
 from counterpoint.grouping import AffinityMatrix, Grouping
-from counterpoint.training.run_folder import read_json
-
-_FORMAT = 1
-_KEYS = {"format", "recipe", "affinity", "over_time", "proposals"}
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupPlan:
+class GroupPlan(JsonData):
     """Affinities of tasks and the groups made of them.
 
     Attributes:
@@ -58,16 +54,27 @@ class GroupPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
         return {
-            "format": _FORMAT,
+            "format": self.FORMAT,
             "recipe": self.recipe,
             "affinity": self.affinity.to_dict(),
             "over_time": [{"epoch": epoch, "affinity": matrix.to_dict()} for epoch, matrix in self.over_time],
             "proposals": [grouping.to_dict() for grouping in self.proposals],
         }
 
-    def to_json(self) -> str:
-        """Return the plan as a JSON text."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Rebuild what :meth:`to_dict` gave.
+
+        Raises:
+            OptionError: If something is missing, unknown, of another format, or does not fit together.
+        """
+        plain = cls.fields_of(data)
+        affinity = AffinityMatrix.from_dict(plain["affinity"])
+        over_time = tuple((entry["epoch"], AffinityMatrix.from_dict(entry["affinity"])) for entry in plain["over_time"])
+        proposals = tuple(Grouping.from_dict(entry) for entry in plain["proposals"])
+        if not proposals or any(own.tasks != affinity.tasks for own in proposals):
+            raise OptionError("GroupPlan: the proposals are of other tasks or missing")
+        return cls(plain["recipe"], affinity, over_time, proposals)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -76,24 +83,9 @@ class GroupPlan:
         Raises:
             FileError: If there is no such file, or it is damaged.
         """
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileError(f"{path}: no such plan; make one with: counterpoint group RECIPE")
-        content = read_json(path)
-        if not isinstance(content, dict) or set(content) != _KEYS or content["format"] != _FORMAT:
-            raise FileError(f"{path}: no plan of counterpoint group of format {_FORMAT}; make it again")
-        try:
-            plan = cls(
-                content["recipe"],
-                AffinityMatrix.from_dict(content["affinity"]),
-                tuple((entry["epoch"], AffinityMatrix.from_dict(entry["affinity"])) for entry in content["over_time"]),
-                tuple(Grouping.from_dict(entry) for entry in content["proposals"]),
-            )
-        except (OptionError, ValueError, LookupError, TypeError) as error:
-            raise FileError(f"{path}: damaged plan ({error}); make it again") from error
-        if not plan.proposals or any(own.tasks != plan.affinity.tasks for own in plan.proposals):
-            raise FileError(f"{path}: damaged plan (its proposals are of other tasks or missing); make it again")
-        return plan
+        return super().load(path)
 
 
 def resolve_plan(owner: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from counterpoint._files import write_atomically
 from counterpoint.bench.build import Built
 from counterpoint.bench.run_config import RunConfig
 from counterpoint.bench.runner import run_one
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
 from counterpoint.errors import FileError, OptionError
 from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import write_atomically
 
 RECORD, OPTIONS = "record.npz", "monitor.json"
 

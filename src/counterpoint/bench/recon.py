@@ -12,7 +12,6 @@ from counterpoint.bench.run_config import RunConfig, SplitConfig
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
 from counterpoint.errors import OptionError
 from counterpoint.splitting import SplitPlan, sizes
-from counterpoint.training.run_folder import write_atomically
 
 MB = 2**20
 BYTES = 4  # of a parameter in float32
@@ -147,8 +146,3 @@ def split_config(plan: SplitPlan, *, init: str = "same") -> SplitConfig:
 def network_sizes(config: RunConfig) -> dict[str, int]:
     """Return the number of parameters of each layer of a run's network, before it is split."""
     return dict(sizes(build(dataclasses.replace(config, split=SplitConfig())).model))
-
-
-def save_plan(plan: SplitPlan, path: Path) -> None:
-    """Write a plan in one go."""
-    write_atomically(path, plan.to_json().encode())

@@ -13,12 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from counterpoint._files import write_atomically
 from counterpoint.bench.build import Built, build, check_run, environment
 from counterpoint.bench.run_config import RunConfig
 from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
 from counterpoint.training.loop import Observe
-from counterpoint.training.run_folder import ERROR, RESULT, read_finished, write_atomically
+from counterpoint.training.run_folder import ERROR, RESULT, read_finished
 from counterpoint.training.visit import Parts
 
 

@@ -36,7 +36,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from counterpoint.bench.group_page import groups_text, write_page
     from counterpoint.bench.group_run import DEFAULT_SOLVER, GroupOptions, check_group, measure_and_group
     from counterpoint.cli._progress import RunProgress
-    from counterpoint.training.run_folder import write_atomically
 
     options = GroupOptions(args.affinity, args.solver or DEFAULT_SOLVER, args.max_networks, args.every, args.share)
     check_group(config, options)
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         plan = measure_and_group(
             name, config, options, folder / "run", lambda record: progress.epoch(0, record["epoch"])
         )
-    write_atomically(folder / "group.json", plan.to_json().encode())
+    plan.save(folder / "group.json")
     write_page(plan, folder / "group.html")
     if args.json:
         print(plan.to_json(), end="")

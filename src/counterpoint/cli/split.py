@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(recon.describe(plan, config), file=told)
     if args.plan_only or not plan.layers:
         folder.mkdir(parents=True, exist_ok=True)
-        recon.save_plan(plan, folder / "plan.json")
+        plan.save(folder / "plan.json")
         print(f"plan: {folder / 'plan.json'}", file=told)
         if args.json:
             print(json.dumps({"plan": str(folder / "plan.json"), "layers": list(plan.layers)}, indent=2))
@@ -112,6 +112,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     comparison = make_config(config, methods, args.seeds, splits=splits)
     check_folder(comparison, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    recon.save_plan(plan, folder / "plan.json")
+    plan.save(folder / "plan.json")
     print(f"plan: {folder / 'plan.json'}", file=told)
     return run_and_report(comparison, folder, workers=args.workers, as_json=args.json)

@@ -1,24 +1,20 @@
 """Affinity between tasks: a matrix that says what its rows, columns and diagonal mean."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint._checks import check_tasks
-from counterpoint.errors import FileError, NonFiniteError, OptionError, ShapeError
+from counterpoint._files import JsonData
+from counterpoint.errors import NonFiniteError, OptionError, ShapeError
 
 Matrix = NDArray[np.float64]
 
-_FORMAT = 1
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AffinityMatrix:
+class AffinityMatrix(JsonData):
     """Effect of each task (row, the source) on each task (column, the target).
 
     Attributes:
@@ -79,7 +75,7 @@ class AffinityMatrix:
         """Return plain data, ready for JSON; entries never measured are ``None``."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values = [[None if np.isnan(value) else value for value in row] for row in self.values.tolist()]
-        return {"format": _FORMAT, **plain, "tasks": list(self.tasks), "values": values}
+        return {"format": self.FORMAT, **plain, "tasks": list(self.tasks), "values": values}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -88,25 +84,12 @@ class AffinityMatrix:
         Raises:
             OptionError: If something is missing or of a later format.
         """
-        plain = checked("AffinityMatrix", cls, data, _FORMAT)
+        plain = cls.fields_of(data)
         try:
             rows = [[np.nan if value is None else float(value) for value in row] for row in plain.pop("values")]
         except (TypeError, ValueError) as error:
             raise OptionError("AffinityMatrix: values must be rows of numbers or null") from error
         return cls(values=np.array(rows), **plain)
-
-    def save(self, path: str | Path) -> None:
-        """Write the matrix as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileError: If there is no such file or it is not JSON.
-        """
-        return cls.from_dict(read_json(path))
 
 
 def measured(matrix: AffinityMatrix, owner: str, *, diagonal: bool = False) -> Matrix:
@@ -131,34 +114,3 @@ def measured(matrix: AffinityMatrix, owner: str, *, diagonal: bool = False) -> M
             tasks,
         )
     return np.nan_to_num(values, nan=0.0)
-
-
-def checked(owner: str, cls: type, data: Any, current: int) -> dict[str, Any]:
-    """Return the fields of a dataclass from plain data.
-
-    Raises:
-        OptionError: If the format is another one, or a field is missing or unknown.
-    """
-    if not isinstance(data, dict) or data.get("format") != current:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise OptionError(f"{owner}: expected data of format {current}, got {found!r}")
-    plain = {key: value for key, value in data.items() if key != "format"}
-    valid: Sequence[str] = [field.name for field in dataclasses.fields(cls)]
-    if set(plain) != set(valid):
-        wrong = sorted(set(plain) ^ set(valid))
-        raise OptionError(f"{owner}: must have exactly {', '.join(valid)}; missing or unknown: {', '.join(wrong)}")
-    return plain
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileError: If there is no such file or it is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise FileError(f"{path}: not JSON: {error}") from error

@@ -1,21 +1,17 @@
 """Groups of tasks, one network or one update each, and which group serves which task."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import Any, Self
 
 from counterpoint._checks import check_tasks
+from counterpoint._files import JsonData
 from counterpoint.errors import OptionError
-from counterpoint.grouping.affinity import checked, read_json
 from counterpoint.registry import unknown
-
-_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Grouping:
+class Grouping(JsonData):
     """Groups of tasks that may overlap; each task is served by one of them and only helps in the others.
 
     Attributes:
@@ -82,7 +78,7 @@ class Grouping:
         plain = dataclasses.asdict(self)
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
         score = None if math.isnan(self.score) else self.score
-        return {"format": _FORMAT, **plain, "groups": [list(group) for group in self.groups], "score": score}
+        return {"format": self.FORMAT, **plain, "groups": [list(group) for group in self.groups], "score": score}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -91,19 +87,7 @@ class Grouping:
         Raises:
             OptionError: If something is missing or of a later format.
         """
-        plain = checked("Grouping", cls, data, _FORMAT)
-        plain["score"] = math.nan if plain["score"] is None else plain["score"]
+        plain = cls.fields_of(data)
+        if plain.get("score", 0.0) is None:
+            plain["score"] = math.nan
         return cls(**plain)
-
-    def save(self, path: str | Path) -> None:
-        """Write the grouping as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileError: If there is no such file or it is not JSON.
-        """
-        return cls.from_dict(read_json(path))

@@ -2,21 +2,18 @@
 
 import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from counterpoint._checks import check_integer, check_range
-from counterpoint.errors import FileError, OptionError
+from counterpoint._files import JsonData
+from counterpoint.errors import OptionError
 from counterpoint.registry import unknown
-
-_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitPlan:
+class SplitPlan(JsonData):
     """Layers to split, and what they were chosen from; made by one of the class methods.
 
     Attributes:
@@ -170,30 +167,18 @@ class SplitPlan:
         """Sizes that a network to split must have: of the layers that were measured, or of all."""
         return {name: size for name, size in self.sizes.items() if name in self.scores} or self.sizes
 
-    def to_json(self) -> str:
-        """Return the plan as a JSON text."""
-        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.to_json())
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return {"format": self.FORMAT, **dataclasses.asdict(self), "layers": list(self.layers)}
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a plan that was saved.
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Rebuild what :meth:`to_dict` gave.
 
         Raises:
-            FileError: If the file is not there or is no plan.
+            OptionError: If something is missing, unknown, or of another format.
         """
-        try:
-            content: Any = json.loads(Path(path).read_text())
-            if content.pop("format") != _FORMAT:
-                raise ValueError("it is of another version of counterpoint")
-            return cls(**content)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
-            raise FileError(f"{path}: not a plan for splitting ({error})") from error
+        return cls(**cls.fields_of(data))
 
 
 def check_sizes(required: Mapping[str, int], sizes: Mapping[str, int], *, whole: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from counterpoint._files import read_json, write_atomically
 from counterpoint.errors import FileError
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
@@ -22,43 +23,6 @@ RESULT, TIMING, ERROR = "result.json", "timing.json", "error.json"
 
 _RESULT_KEYS = {"selection", "selected_epoch", "val", "test", "epochs", "num_backward"}
 _TIMING_KEYS = {"train_seconds", "step_ms", "peak_memory_mb"}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk, then rename it.
-
-    Raises:
-        FileError: If the folder cannot be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # a file system that takes no file gives none back either
-            temporary.unlink()
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileError: If it cannot be read or is not valid JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise FileError(f"{path}: not valid JSON ({error}); delete it and run again") from error
 
 
 def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
