@@ -8,6 +8,8 @@ from torch import Tensor
 # columns of a block whose products stay in the dtype of the rows; some BLAS kernels add up the products of many rows in
 # one chain, and where all rounding errors have one sign 1024 columns lose 3e-6 on some processors
 _COLUMNS_FEW, _COLUMNS_MANY, _FEW = 256, 64, 8
+# entries of the products of blocks that are made at once: what a cache holds, or enough to be worth a call
+_CACHED, _LAUNCHED = 400_000, 16_000_000
 _TINY, _HUGE = 1e-24, 1e36  # squared lengths between which float32 neither underflows nor overflows
 _PLAIN_EXPONENT = 40.0  # rows whose largest entry is between 2^-40 and 2^40 need no scaling in float32
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
@@ -40,10 +42,10 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
     num_rows, num_columns = jacobian.shape
     if num_columns == 0:
         return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=jacobian.device)
-    products = cross_gram(jacobian, jacobian)
-    squares = products.diagonal()
+    found = cross_gram(jacobian, jacobian)
+    squares = found.diagonal()
     if bool(((squares > _TINY) & (squares < _HUGE)).all()):
-        return products
+        return found
     scaled, factors = _in_range(jacobian)
     return cross_gram(scaled, scaled) * factors[:, None] * factors[None, :]
 
@@ -59,7 +61,7 @@ def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Flo
         >>> cross_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
         tensor([[11.]], dtype=torch.float64)
     """
-    total = _blocked_products(first, second)
+    total = products(first, second)
     return (total + total.mT) / 2
 
 
@@ -83,7 +85,7 @@ def inner_products(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) ->
     if not first.shape[1]:
         return first.new_zeros(len(first), len(second), dtype=torch.float64)
     (left, up), (right, down) = _in_range(first), _in_range(second)
-    return _blocked_products(left, right) * up[:, None] * down[None, :]
+    return products(left, right) * up[:, None] * down[None, :]
 
 
 def _in_range(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,19 +98,33 @@ def _in_range(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows.double() * torch.exp2(-exponent)[:, None]).to(rows.dtype), torch.exp2(exponent)
 
 
-def _blocked_products(first: Tensor, second: Tensor) -> Tensor:
-    """Return the inner products of the rows, summed over blocks of columns in float64."""
+def products(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
+    """Return the inner products between two sets of rows, summed over blocks of columns in float64.
+
+    Args:
+        first: One row per task, in the range where squares neither underflow nor overflow.
+        second: The same, of the same dtype.
+
+    Example:
+        >>> products(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[11.]], dtype=torch.float64)
+    """
     num_rows, num_columns = first.shape
     width = _COLUMNS_FEW if num_rows <= _FEW else _COLUMNS_MANY
     whole = num_columns - num_columns % width
-    total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=first.device)
-    if whole:
+    entries = _CACHED if first.device.type == "cpu" else _LAUNCHED
+    at_once = max(entries // max(num_rows * num_rows, 1), 1) * width
+    parts = []
+    for start in range(0, whole, at_once):
+        stop = min(start + at_once, whole)
         # (blocks, K, columns)
-        left, right = (rows[:, :whole].unflatten(1, (-1, width)).transpose(0, 1) for rows in (first, second))
-        total = torch.bmm(left, right.mT).double().sum(dim=0)
+        left, right = (rows[:, start:stop].reshape(num_rows, -1, width).transpose(0, 1) for rows in (first, second))
+        parts.append(torch.bmm(left, right.mT).sum(dim=0, dtype=torch.float64))
     if whole < num_columns:
-        total = total + (first[:, whole:] @ second[:, whole:].mT).double()
-    return total
+        parts.append((first[:, whole:] @ second[:, whole:].mT).double())
+    if not parts:
+        return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=first.device)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
 
 def norms(gram: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:
@@ -120,6 +136,17 @@ def nonzero_rows(gram: Float[Tensor, "K K"]) -> Bool[Tensor, " K"]:
     """Return which rows are not zero; a row 1e-12 times shorter than the longest one counts as zero."""
     lengths = norms(gram)
     return lengths > _ZERO_ROW * lengths.max() if len(lengths) else lengths > 0
+
+
+def nonzero_block(gram: Float[Tensor, "K K"]) -> tuple[Int[Tensor, " N"], Float[Tensor, "N N"]]:
+    """Return which rows are not zero, as :func:`nonzero_rows` says, and their part of the matrix, in float64.
+
+    Example:
+        >>> nonzero_block(torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+        (tensor([0]), tensor([[4.]], dtype=torch.float64))
+    """
+    index = nonzero_rows(gram).nonzero().flatten()
+    return index, (gram if len(index) == len(gram) else gram[index][:, index]).double()
 
 
 def cosine(gram: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:

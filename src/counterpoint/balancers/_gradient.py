@@ -77,9 +77,7 @@ class GradientBalancer(WeightedPass):
             with together(self._owner, call.group):
                 balanced = self._balance(found, gram, step, call)
                 pieces = [balanced.direction] if isinstance(balanced.direction, Tensor) else balanced.direction
-                if not gradients.all_finite(
-                    pieces if balanced.weights is None else [balanced.weights, *pieces],
-                ):
+                if not (gradients.all_finite([balanced.weights]) and gradients.all_finite(pieces, fresh=True)):
                     raise self._nonfinite(step, [], "combined gradient")
             if balanced.private is not None:
                 private = balanced.private.tolist()
@@ -87,7 +85,7 @@ class GradientBalancer(WeightedPass):
         def check(written: Sequence[Tensor]) -> None:
             nonlocal overflow
             self._average(written, call.group)
-            overflow = overflow or not gradients.all_finite(written)
+            overflow = overflow or not gradients.all_finite(written, fresh=True)
             if overflow and call.scaler is None:
                 raise self._nonfinite(step, [])
 
@@ -156,7 +154,7 @@ class GradientBalancer(WeightedPass):
                 peaks = mean_over_ranks(peaks, call.group)
         bad = {position for position, peak in enumerate(peaks.tolist()) if peak - peak != 0.0}
         other = [[*own, *rows] for own, rows in zip(found.private, found.bypass or [[]] * len(peaks), strict=True)]
-        if not gradients.all_finite([gradient for own in other for gradient in own]):
+        if not gradients.all_finite([gradient for own in other for gradient in own], fresh=True):
             bad |= {position for position, own in enumerate(other) if not gradients.all_finite(own)}
         return sorted(bad)
 

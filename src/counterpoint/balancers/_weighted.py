@@ -8,7 +8,7 @@ from torch import Tensor
 from counterpoint import gradients
 from counterpoint.balancers._balancer import Balancer, Call
 from counterpoint.balancers._losses import Step
-from counterpoint.gradients.backward import differentiate
+from counterpoint.gradients.backward import as_one_root, differentiate
 from counterpoint.gradients.reduce import together
 from counterpoint.gradients.scope import loss_edge
 
@@ -42,7 +42,7 @@ class WeightedPass(Balancer):
             nonlocal overflow
             everything = [*found, *(gradient for gradient in by_leaf.values() if gradient is not None)]
             self._average(everything, call.group)
-            overflow = overflow or not gradients.all_finite(everything)
+            overflow = overflow or not gradients.all_finite(everything, fresh=True)
             if overflow and call.scaler is None:
                 shared = None if private is None else call.shared
                 groups = gradients.find_scope(step.losses, shared=shared, features=call.features).private
@@ -54,7 +54,7 @@ class WeightedPass(Balancer):
         if private is not None:
             by_leaf = self._apart(step, call, apart, self._seeds(step, private, scale), more=bool(targets))
         if targets:
-            gradients.backward_into(step.losses, self._seeds(step, weights, scale), targets, check)
+            gradients.backward_into(*as_one_root(step.losses, weights * scale), targets, check)
         else:
             check([])
         for leaf, gradient in by_leaf.items():

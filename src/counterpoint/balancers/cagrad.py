@@ -11,7 +11,7 @@ from torch import Tensor
 from counterpoint._checks import check_choice, check_range
 from counterpoint.balancers._base import GramBalancer
 from counterpoint.errors import OptionError
-from counterpoint.linalg import nonzero_rows, norms
+from counterpoint.linalg import nonzero_block, norms
 from counterpoint.solvers.simplex import linear_plus_norm
 
 _RESIDUAL = 1e-6  # rounding alone gives 1e-8 where the terms of the best combination nearly cancel
@@ -48,12 +48,10 @@ def cagrad_weights(
         1e-8 to the norms, solves an unnormalized dual to 1e-9 ... 2e-3, defaults to ``rescale=1``, and multiplies by K
         when it writes the gradient.
     """
-    kept = nonzero_rows(gram)
+    index, small = nonzero_block(gram)
     weights = torch.zeros_like(gram.diagonal())
-    if not bool(kept.any()):
+    if not len(index):
         return weights + 1 / len(gram), 0.0
-    index = kept.nonzero().flatten()
-    small = gram[index][:, index].double()
     residual = 0.0
     combined = torch.full_like(small.diagonal(), 1 / len(small))
     if c > 0:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice, check_range
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.linalg import clip_combination, nonzero_rows
+from counterpoint.linalg import clip_combination, nonzero_block
 from counterpoint.solvers.bargaining import bargain
 
 _RESIDUAL = 1e-9  # rounding gives 1e-11 at most
@@ -45,12 +45,10 @@ def fairgrad_weights(
         released code starts SciPy's least squares at 1 / K (5 % off for alpha = 5 on badly scaled gradients),
         multiplies v by K and clips it to length 1; here nothing is added to the equation and ``max_norm`` is off.
     """
-    kept = nonzero_rows(gram)
+    index, small = nonzero_block(gram)
     weights = torch.zeros_like(gram.diagonal())
-    if not bool(kept.any()):
+    if not len(index):
         return weights + 1 / len(gram), 0.0
-    index = kept.nonzero().flatten()
-    small = gram[index][:, index].double()
     found, residual = bargain(small, alpha=alpha)
     weights[index] = clip_combination(small, found, max_norm).to(weights)
     return weights, residual

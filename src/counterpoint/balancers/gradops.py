@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint._checks import check_range
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.linalg import combination_norms, cosine, nonzero_rows, norms
+from counterpoint.linalg import combination_norms, cosine, nonzero_block, norms
 
 _CONFLICT = 1e-12  # a cosine this little below zero is rounding
 _DEPENDENT = 1e-12  # an eigenvalue of the cosines this much smaller than the largest one counts as zero
@@ -73,12 +73,10 @@ def gradops_weights(gram: Float[Tensor, "K K"], *, alpha: float = 0.0) -> Float[
         2025, arXiv:2503.03438. No code was released; the formula of R is our reading. The projections are computed from
         the K x K cosines. A cosine above -1e-12 is no conflict, for rounding must not turn a gradient away.
     """
-    kept = nonzero_rows(gram)
+    index, small = nonzero_block(gram)
     weights = torch.zeros_like(gram.diagonal())
-    if not bool(kept.any()):
+    if not len(index):
         return weights + 1 / len(gram)
-    index = kept.nonzero().flatten()
-    small = gram[index][:, index].double()
     rows = deconflicted_rows(small)
     rates = (rows.sum(dim=0) @ small) / small.diagonal()
     if alpha == 0 or not bool((rates > 0).any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 from counterpoint._checks import check_choice
 from counterpoint.balancers._base import GramBalancer
 from counterpoint.errors import OptionError
-from counterpoint.linalg import nonzero_rows, norms
+from counterpoint.linalg import nonzero_block, norms
 from counterpoint.solvers.min_norm import min_norm
 
 _RESIDUAL = 1e-6  # float64 gives 1e-14; a singular matrix of rows in float32 about the accuracy of its entries
@@ -56,14 +56,12 @@ def mgda_weights(
         projected gradient of the released code stops up to 47 per cent above the shortest length on badly scaled
         gradients.
     """
-    kept = nonzero_rows(gram)
-    if not bool(kept.any()):
+    index, small = nonzero_block(gram)
+    if not len(index):
         return torch.full_like(gram.diagonal(), 1 / len(gram)), 0.0
-    if zero_row_is_stationary and not bool(kept.all()):
-        zero = (~kept).to(gram)
+    if zero_row_is_stationary and len(index) < len(gram):
+        zero = torch.ones_like(gram.diagonal()).index_fill(0, index, 0.0)
         return zero / zero.sum(), 0.0
-    index = kept.nonzero().flatten()
-    small = gram[index][:, index].double()
     divisors = torch.ones_like(small.diagonal())
     if normalization in ("loss", "loss+"):
         if losses is None or bool((losses < 0).any()):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint._checks import check_choice, check_integer, check_range
 from counterpoint.balancers._base import GramBalancer
-from counterpoint.linalg import clip_combination, nonzero_rows
+from counterpoint.linalg import clip_combination, nonzero_block, nonzero_rows
 from counterpoint.solvers.bargaining import bargain
 
 _RESIDUAL = 1e-9  # rounding gives 1e-11 at most
@@ -37,12 +37,11 @@ def nash_mtl_weights(gram: Float[Tensor, "K K"]) -> tuple[Float[Tensor, " K"], f
         released code runs 20 convex approximations and keeps the old weights where they fail; on ten badly scaled tasks
         it is 39 % off. Here the equation is solved to rounding.
     """
-    kept = nonzero_rows(gram)
+    index, small = nonzero_block(gram)
     weights = torch.zeros_like(gram.diagonal())
-    if not bool(kept.any()):
+    if not len(index):
         return weights + 1 / len(gram), 0.0
-    index = kept.nonzero().flatten()
-    found, residual = bargain(gram[index][:, index].double())
+    found, residual = bargain(small)
     weights[index] = found.to(weights)
     return weights, residual
 

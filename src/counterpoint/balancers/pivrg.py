@@ -12,7 +12,7 @@ from counterpoint._checks import check_choice, check_per_task, check_range
 from counterpoint.balancers._base import GramBalancer
 from counterpoint.balancers._metrics import Directions, Values, read_metrics
 from counterpoint.errors import OptionError
-from counterpoint.linalg import clip_combination, nonzero_rows
+from counterpoint.linalg import clip_combination, nonzero_block
 from counterpoint.solvers.bargaining import bargain
 
 _RESIDUAL = 1e-9  # rounding gives 1e-11 at most
@@ -69,12 +69,10 @@ def pivrg_weights(
         Reduction", CVPR 2025; formulas from the released code, which measures the scores on the test split. Here they
         come from the validation split.
     """
-    kept = nonzero_rows(gram)
+    index, small = nonzero_block(gram)
     weights = torch.zeros_like(gram.diagonal())
-    if not bool(kept.any()):
+    if not len(index):
         return weights + 1 / len(gram), 0.0
-    index = kept.nonzero().flatten()
-    small = gram[index][:, index].double()
     demands = pivrg_demands(scores[index].double(), bound=bound, min_temperature=min_temperature)
     found, residual = bargain(small, alpha=2.0, demands=demands)
     weights[index] = clip_combination(small, found, max_norm).to(weights)

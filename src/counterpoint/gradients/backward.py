@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint.errors import GraphError
+from counterpoint.gradients.scope import loss_edge
 
 
 def differentiate(
@@ -34,6 +35,24 @@ def differentiate(
             "torch._functorch.config.donated_buffer = False before compiling, or use level='features' with the tensors "
             "that the network returns"
         ) from error
+
+
+def as_one_root(losses: Sequence[Tensor], seeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return roots and seeds of a backward pass of all losses: one root if they can be stacked.
+
+    The gradients are the same, but autograd checks every seed that it is given, in Python. Elements of a tensor of
+    losses are not stacked again: that would reach the losses that were left out.
+
+    Args:
+        losses: Scalars with a graph.
+        seeds: Their gradients, (K,).
+    """
+    first = losses[0]
+    alike = all(loss.dtype == first.dtype and loss.device == first.device for loss in losses)
+    if len(losses) > 1 and alike and all(loss_edge(loss).node is loss.grad_fn for loss in losses):
+        with torch.enable_grad():
+            return [torch.stack(list(losses))], [seeds.to(first.device, first.dtype)]
+    return list(losses), [seed.to(loss) for seed, loss in zip(seeds.unbind(), losses, strict=True)]
 
 
 @contextlib.contextmanager

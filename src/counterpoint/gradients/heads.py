@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from counterpoint.gradients.backward import cut, differentiate, unscaled
+from counterpoint.gradients.backward import as_one_root, cut, differentiate, unscaled
 from counterpoint.gradients.scope import Scope, Walk, feature_edges, loss_edge
 
 Edge = tuple[Node, int]
@@ -34,11 +34,18 @@ def find_frontier(losses: Sequence[Tensor], walk: Walk) -> tuple[dict[Edge, None
 
 
 @contextlib.contextmanager
-def arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[Edge, Tensor]]:
-    """Keep what backward passes send along edges, before any hook on a tensor there has changed it."""
-    arrived: dict[Edge, Tensor] = {}
+def arrivals(
+    lasts: Mapping[Node, Sequence[tuple[int, Edge]]], into: Callable[[Node], dict[Edge, Tensor]] | None = None
+) -> Iterator[dict[Edge, Tensor]]:
+    """Keep what backward passes send along edges, before any hook on a tensor there has changed it.
 
-    def keep(slots: Sequence[tuple[int, Edge]]) -> Callable[..., None]:
+    Args:
+        lasts: The nodes that send, and by which of their edges.
+        into: Where to keep what a node sends; default one dictionary for all, which is what the manager gives.
+    """
+    everything: dict[Edge, Tensor] = {}
+
+    def keep(slots: Sequence[tuple[int, Edge]], arrived: dict[Edge, Tensor]) -> Callable[..., None]:
         def hook(sent: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> None:
             for slot, edge in slots:
                 gradient = sent[slot]
@@ -47,9 +54,11 @@ def arrivals(lasts: Mapping[Node, Sequence[tuple[int, Edge]]]) -> Iterator[dict[
 
         return hook
 
-    handles = [node.register_hook(keep(slots)) for node, slots in lasts.items()]
+    handles = [
+        node.register_hook(keep(slots, everything if into is None else into(node))) for node, slots in lasts.items()
+    ]
     try:
-        yield arrived
+        yield everything
     finally:
         for handle in handles:
             handle.remove()
@@ -90,16 +99,14 @@ def _at_once(
     retain_graph: bool,
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
     """Run one pass for all heads, and tell the tasks apart by the node that sends a gradient to the shared part."""
-    by_task: list[dict[Node, Sequence[tuple[int, Edge]]]] = [{} for _ in losses]
-    for node, slots in lasts.items():
-        by_task[walk.masks[node].bit_length() - 1][node] = slots
     targets = [GradientEdge(*edge) for edge in edges]
     own = [leaf for leaves in scope.private for leaf in leaves]
-    seeds = [torch.full_like(loss, scale) for loss in losses]
-    with contextlib.ExitStack() as stack:
-        arrived = [stack.enter_context(arrivals(nodes)) for nodes in by_task]
-        stack.enter_context(cut(edges if len(edges) > 1 else ()))
-        found = differentiate([*map(loss_edge, losses)], [*targets, *own], seeds, retain_graph=retain_graph)
+    tasks = {node: walk.masks[node].bit_length() - 1 for node in lasts}
+    arrived: list[dict[Edge, Tensor]] = [{} for _ in losses]
+    roots, seeds = as_one_root(losses, torch.full((len(losses),), scale, device=losses[0].device))
+    with arrivals(lasts, lambda node: arrived[tasks[node]]), cut(edges if len(edges) > 1 else ()):
+        edges_of = roots if len(roots) < len(losses) else [loss_edge(loss) for loss in losses]
+        found = differentiate(edges_of, [*targets, *own], seeds, retain_graph=retain_graph)
     gradients = iter(unscaled_all(found[len(targets) :], scale))
     return (
         [[sent.get(edge) for edge in edges] for sent in arrived],

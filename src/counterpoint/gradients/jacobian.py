@@ -12,7 +12,7 @@ from counterpoint.errors import GraphError
 from counterpoint.gradients.backward import cut, differentiate, unhooked, unscaled
 from counterpoint.gradients.heads import feature_heads
 from counterpoint.gradients.scope import Scope, Walk, feature_edges, find_scope, loss_edge
-from counterpoint.gradients.write import accumulate, backward_into
+from counterpoint.gradients.write import accumulate, backward_into, scaled_copies
 
 Level = Literal["parameters", "features"]
 
@@ -96,10 +96,7 @@ class TaskGradients:
             for leaf, gradient in zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True):
                 if leaf.requires_grad:  # in columns that are kept from step to step there may be one frozen since
                     accumulate(leaf, gradient)
-        for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                if gradient is not None:
-                    accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
+        write_private(self.scope, self.private, [factor * scale for factor in private_weights])
 
     def _write_features(
         self,
@@ -129,6 +126,19 @@ class TaskGradients:
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
                 accumulate(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))
+
+
+def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:
+    """Add each task's gradients of its own leaves, times a factor, to them."""
+    entries = [
+        (leaf, gradient, factor)
+        for leaves, own, factor in zip(scope.private, gradients, factors, strict=True)
+        for leaf, gradient in zip(leaves, own, strict=True)
+        if gradient is not None
+    ]
+    copies = scaled_copies([gradient for _, gradient, _ in entries], [factor for *_, factor in entries])
+    for (leaf, _, _), gradient in zip(entries, copies, strict=True):
+        accumulate(leaf, gradient)
 
 
 def task_gradients(
@@ -167,8 +177,7 @@ def task_gradients(
     passes = len(losses) if crossing else 0
     if level == "features":
         jacobian = empty_rows(len(losses), features, workspace)
-        for row, head in zip(jacobian, heads, strict=True):
-            fill_row(row, head, features)
+        fill_rows(jacobian, heads, features)
         return TaskGradients(unscaled(jacobian, scale), scope, private, passes + 1, bypass, features)
     through = [leaf for leaf in scope.shared if leaf in scope.through]
     ordered = dataclasses.replace(scope, shared=(*direct, *through))
@@ -290,6 +299,17 @@ def fill_row(row: Tensor, gradients: Sequence[Tensor | None], leaves: Sequence[T
             real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
             row[start:stop].view(real.shape).copy_(real)
         start = stop
+
+
+def fill_rows(jacobian: Tensor, gradients: Sequence[Sequence[Tensor | None]], leaves: Sequence[Tensor]) -> None:
+    """Fill all rows; in one call where each is one dense tensor of the same dtype."""
+    first = [own[0] if len(leaves) == 1 else None for own in gradients]
+    dense = [g for g in first if g is not None and g.dtype == jacobian.dtype and g.layout == torch.strided]
+    if dense and len(dense) == len(first):
+        torch.stack(dense, out=jacobian.view(len(dense), *dense[0].shape))
+        return
+    for row, own in zip(jacobian, gradients, strict=True):
+        fill_row(row, own, leaves)
 
 
 def split_row(direction: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -52,13 +52,17 @@ class Layer(ABC):
         """Return the number N of rows that the weight multiplies."""
 
     @abstractmethod
-    def gram(self, outputs: Tensor, *, exact: bool) -> Tensor:
-        """Return the inner products (K, K) of the gradients, in float64.
+    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """Return two matrices (K, C) whose rows have the inner products of the gradients.
 
         Args:
             outputs: Output gradients of the tasks, (K, *output shape).
             exact: Do all of it in float64.
         """
+
+    def gram(self, outputs: Tensor, *, exact: bool) -> Tensor:
+        """Return the inner products (K, K) of the gradients, in float64; arguments as of :meth:`factors`."""
+        return linalg.cross_gram(*self.factors(outputs, exact=exact))
 
     def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
         """Cut output gradients into parts whose inner products add up, so that :meth:`gram` needs little memory."""
@@ -96,13 +100,13 @@ class _Product(Layer):
         with_gradients = k * weights * rows + _ROW_TRAFFIC * k * (k + 2) * weights
         return with_products < with_gradients
 
-    def gram(self, outputs: Tensor, *, exact: bool) -> Tensor:
+    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
         x, d = self.rows().to(dtype), self.split(outputs).to(dtype)
         similarity = x @ x.mT
         if self.bias is not None:
-            similarity = similarity + 1.0
-        return linalg.cross_gram((similarity @ d).flatten(1), d.flatten(1))
+            similarity += 1.0
+        return (similarity @ d).flatten(1), d.flatten(1)
 
 
 @dataclasses.dataclass
@@ -115,6 +119,14 @@ class _Linear(_Product):
 
     def split(self, outputs: Tensor) -> Tensor:
         return outputs[:, None]
+
+    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
+        x, d = self.x.to(dtype), outputs.to(dtype)
+        similarity = x @ x.mT
+        if self.bias is not None:
+            similarity += 1.0
+        return torch.bmm(similarity.expand(len(d), -1, -1), d).flatten(1), d.flatten(1)
 
     def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
         return outputs.split(_PIECE, dim=-1)
@@ -198,10 +210,10 @@ class _Embedding(Layer):
             d = d * (flat != self.padding_index)[:, None].to(d)
         return entries, d.new_zeros(len(d), len(entries), d.shape[2]).index_add_(1, position, d)
 
-    def gram(self, outputs: Tensor, *, exact: bool) -> Tensor:
+    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
         sums = self._sums(outputs.to(dtype))[1].flatten(1)
-        return linalg.cross_gram(sums, sums)
+        return sums, sums
 
     def gradients(self, output: Tensor) -> list[Tensor]:
         entries, sums = self._sums(output[None])

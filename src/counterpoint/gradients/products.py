@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoint import linalg
 from counterpoint.gradients.backward import unscaled
-from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients
+from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients, write_private
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
@@ -72,10 +72,7 @@ class ByLeaf(ABC):
         """
         for leaf, piece in zip(self.leaves, direction, strict=True):
             accumulate(leaf, (piece * scale if scale != 1.0 else piece).view_as(leaf))
-        for factor, leaves, gradients in zip(private_weights, self.scope.private, self.private, strict=True):
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                if gradient is not None:
-                    accumulate(leaf, gradient * (factor * scale) if factor * scale != 1.0 else gradient.clone())
+        write_private(self.scope, self.private, [factor * scale for factor in private_weights])
 
 
 @dataclasses.dataclass
@@ -104,8 +101,8 @@ class LayerGradients(ByLeaf):
     def _gram(self, *, exact: bool) -> Tensor:
         total = linalg.gram(self.rows).to(self.rows.device)
         for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            total = total + layer.gram(outputs, exact=exact).to(total.device)
-        return total
+            total = total + linalg.products(*layer.factors(outputs, exact=exact)).to(total.device)
+        return (total + total.mT) / 2
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
@@ -125,8 +122,7 @@ class LayerGradients(ByLeaf):
 
 def in_range(products: Tensor) -> bool:
     """Return whether squared lengths are such that products in float32 neither underflowed nor overflowed."""
-    squares = products.diagonal()
-    return bool(((squares > _SMALL) & (squares < _LARGE)).all())
+    return all(_SMALL < square < _LARGE for square in products.diagonal().tolist())
 
 
 def layer_gradients(

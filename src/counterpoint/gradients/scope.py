@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
@@ -10,6 +11,7 @@ from counterpoint.errors import GraphError
 
 # nodes that hold a leaf, or pass a weight on to the operation that uses it
 _ACCUMULATE = frozenset({"torch::autograd::AccumulateGrad", "AccumulateGrad"})
+_VIEWS = ("ViewBackward0", "UnbindBackward0")  # by which an element is taken from a vector of losses
 CARRIERS = _ACCUMULATE | {"TBackward0", "ToCopyBackward0"}
 
 
@@ -127,7 +129,12 @@ def loss_edge(loss: Tensor) -> GradientEdge:
     An element of ``torch.stack(losses)`` leads straight to its own loss: going through the stack would reach the
     heads of all tasks, and differentiate every one of them, with zeros, for each task.
     """
-    edge = get_gradient_edge(loss)
+    start = loss.grad_fn
+    if start is None or isinstance(start, torch._C._FunctionBase):  # a leaf, or a custom function, whose graph to hold
+        return get_gradient_edge(loss)
+    edge = GradientEdge(start, loss.output_nr)
+    if start.name() not in _VIEWS:
+        return edge
     node, number = edge.node, edge.output_nr
     while node is not None and node.name() == "ViewBackward0":
         node, number = node.next_functions[0]

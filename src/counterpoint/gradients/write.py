@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+_FUSED = ("cpu", "cuda")  # devices whose gradient scaler looks at many tensors in one call
 _SMALL, _FEW = 8192, 4  # entries of a tensor, and number of tensors, from which on a call of its own pays
 
 
 @torch.no_grad()
 def accumulate(leaf: Tensor, gradient: Tensor) -> None:
     """Add ``gradient`` to ``leaf.grad`` as autograd does; it must not be used by anybody else afterwards."""
-    gradient = gradient.to(leaf.dtype)
+    if gradient.dtype != leaf.dtype:
+        gradient = gradient.to(leaf.dtype)
     old = leaf.grad
     if old is None:
         if not gradient.is_sparse and gradient.stride() != leaf.stride():
@@ -22,6 +24,17 @@ def accumulate(leaf: Tensor, gradient: Tensor) -> None:
         leaf.grad = old + gradient if gradient.is_sparse else gradient + old  # dense + sparse, never the reverse
     else:
         old.add_(gradient)
+
+
+@torch.no_grad()
+def scaled_copies(gradients: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
+    """Return new tensors: each gradient times its factor. They may be of any dtype and layout."""
+    if not gradients:
+        return ()
+    first = gradients[0]
+    if all(g.layout == torch.strided and g.dtype == first.dtype and g.device == first.device for g in gradients):
+        return torch._foreach_mul(list(gradients), list(factors))  # pyright: ignore[reportPrivateImportUsage]
+    return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
 
 
 def backward_into(
@@ -66,11 +79,21 @@ def backward_into(
 
 
 @torch.no_grad()
-def all_finite(tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether every entry is finite, waiting for the device once."""
+def all_finite(tensors: Sequence[Tensor | None], *, fresh: bool = False) -> bool:
+    """Return whether every entry is finite, waiting for the device once.
+
+    Args:
+        tensors: What to look at.
+        fresh: Nobody else has the tensors yet, so they may be multiplied by one in place: one call looks at all.
+    """
     real = [_plain(t) for t in tensors if t is not None and t.numel()]
     if not real:
         return True
+    device = real[0].device
+    if fresh and device.type in _FUSED and all(t.is_contiguous() and t.device == device for t in real):
+        found, one = torch.zeros(1, device=device), torch.ones(1, device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(real, found, one)  # pyright: ignore[reportPrivateImportUsage]
+        return float(found) == 0.0
     # a sum is as fast as reading and shows NaN and infinity; one that overflows by itself is looked at again
     small = [t for t in real if t.numel() < _SMALL]
     if len(small) > _FEW and len({(t.dtype, t.device) for t in small}) == 1:  # a call costs more than their entries
