@@ -10,7 +10,7 @@ from torch import Tensor
 from counterpoint._checks import check_per_task, check_range
 from counterpoint.balancers._base import JacobianBalancer
 
-_COLUMNS = 16_384  # columns at a time, so that what is made on the way stays small
+_COLUMNS = 8_192  # columns at a time, so that what is made on the way stays small
 
 
 def graddrop_direction(
@@ -42,41 +42,61 @@ def graddrop_direction(
         where the draw equals the purity: the paper drops both signs there, here the negative ones are kept, so that
         the expectation is exact.
     """
+    direction, total = _choose(jacobian, uniform, leak, careful=False)
+    if not _in_range(total):  # sums of entries near the largest or the smallest number
+        direction, _ = _choose(jacobian, uniform, leak, careful=True)
+    return direction
+
+
+def _choose(jacobian: Tensor, uniform: Tensor, leak: Tensor, *, careful: bool) -> tuple[Tensor, Tensor]:
+    """Return the combined gradient, and ``sum_i |g_i|`` of each coordinate (what is compared, if ``careful``).
+
+    Args:
+        jacobian: One gradient per task.
+        uniform: The draw of each coordinate.
+        leak: Share of each task's gradient that is never dropped.
+        careful: Divide by the largest entry of each coordinate before sums are compared.
+    """
     dtype = torch.promote_types(torch.float32, jacobian.dtype)
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
     leaking = bool(leak.any())
-    direction = jacobian.new_empty(jacobian.shape[1])
-    widest = min(_COLUMNS, jacobian.shape[1])
-    above, below = jacobian.new_empty(2, len(jacobian), widest, dtype=dtype)  # for all blocks: fresh memory is dear
+    direction, totals = jacobian.new_empty(2, jacobian.shape[1], dtype=dtype)
+    everyone, size = torch.ones_like(kept), min(_COLUMNS, jacobian.shape[1])
+    scratch = jacobian.new_empty(len(jacobian) + 1, size, dtype=dtype)  # for all blocks: fresh memory is dear
     for start in range(0, jacobian.shape[1], _COLUMNS):
         block = jacobian[:, start : start + _COLUMNS].to(dtype)
-        draw = uniform[start : start + _COLUMNS].to(block)
-        width = block.shape[1]
-        positive = torch.clamp(block, min=0, out=above[:, :width])
-        negative = torch.clamp(block, max=0, out=below[:, :width])
-        up, down = positive.sum(dim=0), negative.sum(dim=0)
-        total = up - down
-        if _in_range(total):
-            wins = up > draw * total
-        else:  # sums of entries near the largest or the smallest number
-            unit = block.abs().amax(dim=0)
-            unit = torch.where(unit > 0, unit, 1.0)
-            share = (positive / unit).sum(dim=0)
-            wins = share > draw * (share - (negative / unit).sum(dim=0))
+        here = slice(start, start + block.shape[1])
+        part, wins = scratch[:-1, : block.shape[1]], scratch[-1, : block.shape[1]]
+        unit = None
+        if careful:
+            peak = block.abs().amax(dim=0)
+            unit = torch.where(peak > 0, peak, 1.0)
+        sums = []
+        for low, high in ((0, None), (None, 0)):  # what is positive, then what is negative
+            torch.clamp(block, min=low, max=high, out=part)
+            plain = everyone @ part
+            compared = plain if unit is None else everyone @ (part / unit)
+            sums.append((kept @ part if leaking else plain, compared))
+        (up, positive), (down, negative) = sums
+        total = torch.sub(positive, negative, out=totals[here])
+        torch.gt(positive, uniform[here].to(total) * total, out=wins)
+        if careful:  # the difference of the two may overflow
+            torch.where(wins > 0, up, down, out=direction[here])
+        else:
+            torch.lerp(down, up, wins, out=direction[here])  # by 0 or 1: one of the two, in a fifth of the time
         if leaking:
-            up, down = kept @ positive, kept @ negative
-        found = torch.where(wins, up, down)
-        direction[start : start + _COLUMNS] = found + passed @ block if leaking else found
-    return direction
+            direction[here] += passed @ block
+    return direction.to(jacobian.dtype), totals
 
 
 def _in_range(total: Tensor) -> bool:
     """Return whether no sum overflows and none but zeros is near the smallest number."""
+    if not total.numel():
+        return True
     least, largest = (float(value) for value in total.aminmax())
-    tiny = torch.finfo(total.dtype).tiny * 1e8
-    if not largest < float("inf"):
-        return False
-    return least > tiny or float(torch.where(total > 0, total, 1.0).amin()) > tiny
+    if least == 0.0 and largest < float("inf"):
+        least = float(torch.where(total > 0, total, 1.0).amin())
+    return largest < float("inf") and least > torch.finfo(total.dtype).tiny * 1e8
 
 
 @final
