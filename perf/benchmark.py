@@ -203,6 +203,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    warm = torch.zeros(8_000_000)  # glibc keeps freed memory from the first large block on that a process gave back;
+    del warm  # before, every new gradient costs page faults: as much as a backward pass of the MLP
     names = chosen(options.methods, everything=options.all)
     say(f"methods: {', '.join(names)}")
     content: dict = {"about": about(options), "cases": {}}

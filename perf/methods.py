@@ -12,7 +12,7 @@ from counterpoint import balancers
 
 FEW = ("equal", "uncertainty", "famo", "mgda", "pcgrad", "cagrad", "nash_mtl", "upgrad", "graddrop")
 SERVED = {"epochs", "metrics", "losses_after_step"}
-FEATURES = "level=features"
+FEATURES, LOW = "level=features", "engine=low_memory"
 
 # torchjd's aggregator and its options, of the methods that both libraries have; the most tasks it is measured with
 TORCHJD = {
@@ -49,6 +49,8 @@ def ours(name: str, mode: str, case: Case) -> Run:
     """Return the step of a balancer."""
     torch.manual_seed(0)
     balancer = balancers.create(name, case.num_tasks)
+    if mode == LOW:
+        balancer.engine = "low_memory"
 
     def run(z: Tensor, losses: list[Tensor], leaves: list[Tensor]) -> int:
         how = {"features": z, "level": "features"} if mode == FEATURES else {}
@@ -86,6 +88,7 @@ def variants(case: Case, names: list[str], *, everything: bool, others: bool) ->
         yield name, kind, lambda name=name: ours(name, "default", case)
         if kind == "gram" and (everything or name == first):
             yield f"{name} {FEATURES}", "features", lambda name=name: ours(name, FEATURES, case)
+            yield f"{name} {LOW}", "low memory", lambda name=name: ours(name, LOW, case)
     if not others or importlib.util.find_spec("torchjd") is None:
         return
     for name, (_, most) in TORCHJD.items():

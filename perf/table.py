@@ -45,6 +45,24 @@ def _memory(content: dict) -> Iterator[tuple[str, float]]:
                 yield f"{name}, {case}", run["memory_mb"] / found["rows_mb"]
 
 
+def _low_memory(of: Callable[[dict, dict], float]) -> Callable[[dict], Iterator[tuple[str, float]]]:
+    def values(content: dict) -> Iterator[tuple[str, float]]:
+        for case, found in content["cases"].items():
+            for name, run in found["runs"].items():
+                if run["kind"] == "low memory":
+                    yield f"{name}, {case}", of(found, run)
+
+    return values
+
+
+def _over_one_pass_more(found: dict, run: dict) -> float:
+    return run["over"]["seqK"] * found["num_tasks"] / (found["num_tasks"] + 1)
+
+
+def _over_summed_memory(found: dict, run: dict) -> float:
+    return run["memory_mb"] / found["runs"]["summed"]["memory_mb"]
+
+
 def _over_torchjd(within: str) -> Callable[[dict], Iterator[tuple[str, float]]]:
     def values(content: dict) -> Iterator[tuple[str, float]]:
         for case, found in content["cases"].items():
@@ -86,6 +104,8 @@ BARS = (
     Bar("Gram methods, over the same method of torchjd: encoder", 1 / 1.2, _over_torchjd("encoder")),
     Bar("methods by coordinate, K=16, P=1e6, over gram + combine", 2.0, _elementwise),
     Bar("extra memory of Gram methods, over K x P in float32", 1.2, _memory),
+    Bar("`engine=low_memory`: extra memory over the summed backward pass", 1.5, _low_memory(_over_summed_memory)),
+    Bar("`engine=low_memory`: time over (K + 1) / K times seqK", 1.1, _low_memory(_over_one_pass_more)),
     Bar(
         "error of the Gram matrix, P=1e7, lengths 1e6 apart",
         1e-6,

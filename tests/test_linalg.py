@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from counterpoint.linalg import cosine, gram, nonzero_rows, norms, projected_rows, random_orders
+from counterpoint.linalg import cosine, gram, gram_of_list, nonzero_rows, norms, projected_rows, random_orders
 
 
 def dense_gram(rows):
@@ -132,3 +132,12 @@ def test_projected_rows_against_the_loop_over_gradients(num_tasks, seed):
             if product < 0:
                 expected[task] -= product / (rows[other] @ rows[other]) * rows[other]
     torch.testing.assert_close(projected_rows(gram(rows), orders) @ rows, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("num_rows", "columns"), [(1, 1), (3, 16_384), (9, 40_001), (40, 20_000)])
+def test_rows_that_lie_apart_have_the_gram_matrix_of_the_matrix(num_rows, columns):
+    rows = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(0)) + 0.5
+    exact = rows.double() @ rows.double().T
+    scale = exact.diagonal().sqrt()[:, None] * exact.diagonal().sqrt()
+    assert float(((gram_of_list(list(rows)) - exact).abs() / scale).max()) < 1e-6
+    assert float(((gram(rows) - exact).abs() / scale).max()) < 1e-6

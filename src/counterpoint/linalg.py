@@ -1,5 +1,7 @@
 """Linear algebra on small matrices of task gradients: Gram matrix, cosines, norms."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +12,7 @@ from torch import Tensor
 _COLUMNS_FEW, _COLUMNS_MANY, _FEW = 256, 64, 8
 # entries of the products of blocks that are made at once: what a cache holds, or enough to be worth a call
 _CACHED, _LAUNCHED = 400_000, 16_000_000
+_TOGETHER = 16_384  # columns of rows that lie apart that are brought together at once
 _TINY, _HUGE = 1e-24, 1e36  # squared lengths between which float32 neither underflows nor overflows
 _PLAIN_EXPONENT = 40.0  # rows whose largest entry is between 2^-40 and 2^40 need no scaling in float32
 _ZERO_ROW = 1e-12  # a row this much shorter than the longest one counts as zero
@@ -48,6 +51,22 @@ def gram(jacobian: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:
         return found
     scaled, factors = _in_range(jacobian)
     return cross_gram(scaled, scaled) * factors[:, None] * factors[None, :]
+
+
+def gram_of_list(rows: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, "K K"]:
+    """Return the inner products of rows that lie apart, as :func:`gram`, without ever holding them as one matrix.
+
+    Args:
+        rows: One vector per task, all of one dtype.
+
+    Example:
+        >>> gram_of_list([torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 3.0, 0.0])])
+        tensor([[5., 0.],
+                [0., 9.]], dtype=torch.float64)
+    """
+    parts = zip(*(row.split(_TOGETHER) for row in rows), strict=True)
+    found = [gram(torch.stack(part)) for part in parts]
+    return torch.stack(found).sum(dim=0) if len(found) > 1 else found[0]
 
 
 def cross_gram(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float[Tensor, "K K"]:

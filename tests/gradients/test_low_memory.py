@@ -189,7 +189,9 @@ def network(name):
     return ResNet18((3, 64, 64)), torch.randn(16, 3, 64, 64)
 
 
-@pytest.mark.parametrize(("name", "num_tasks"), [("mlp", 3), ("mlp", 8), ("mlp", 40), ("resnet18", 3), ("resnet18", 8)])
+@pytest.mark.parametrize(
+    ("name", "num_tasks"), [("mlp", 3), ("mlp", 8), ("mlp", 40), ("resnet18", 3), ("resnet18", 8), ("resnet18", 40)]
+)
 def test_memory_is_near_that_of_one_backward_pass(name, num_tasks):
     """At most 1.5 times as much, where the rows need K times and the layers up to 3.5 times as much."""
     trunk, x = network(name)
@@ -208,6 +210,8 @@ def test_memory_is_near_that_of_one_backward_pass(name, num_tasks):
     balancer = PCGrad(num_tasks)
     balancer.engine = "low_memory"
     assert peak_of(lambda: balancer.backward(given)) <= 1.5 * least
+    if (name, num_tasks) == ("resnet18", 40):
+        return  # the rows would take 1.8 GB
     rows, given = PCGrad(num_tasks), losses()
     rows.engine = "rows"
     assert peak_of(lambda: rows.backward(given)) > 0.9 * num_tasks * least  # what is counted is counted

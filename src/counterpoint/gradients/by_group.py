@@ -8,7 +8,7 @@ from torch import Tensor
 from counterpoint import linalg
 from counterpoint.gradients.heads import differentiate_heads, find_frontier
 from counterpoint.gradients.layers import Layer, find_layers
-from counterpoint.gradients.low_memory import Block, find_stretches, layer_gram, pass_stretch, width
+from counterpoint.gradients.low_memory import Block, by_task, find_stretches, layer_gram, pass_stretch, width
 from counterpoint.gradients.passes import is_batchable, run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
 
@@ -46,7 +46,7 @@ def group_grams(
         start = 0
         for leaf in block.rest:
             stop = start + leaf.numel() * (2 if leaf.is_complex() else 1)
-            totals[owner[leaf]] += linalg.gram(block.rows[:, start:stop]).cpu()
+            totals[owner[leaf]] += linalg.gram_of_list([row[start:stop] for row in block.rows]).cpu()
             start = stop
     return {name: totals[name] / scale / scale for name in groups if name in totals}
 
@@ -77,13 +77,15 @@ def _blocks(
     at_once = not dividable or is_batchable(own, walk, layers, rest)  # few rows: their output gradients are small
     parts = [] if at_once else find_stretches(common, walk, layers, wanted, list(edges))
     if parts:
-        seeds, _ = differentiate_heads(losses, own, walk, edges, lasts, scale=scale, retain_graph=True)
+        heads, _ = differentiate_heads(losses, own, walk, edges, lasts, scale=scale, retain_graph=True)
+        seeds = by_task(heads)
+        del heads
         for part in parts:
             yield pass_stretch(part, seeds, len(losses))
         return
     found = run_passes(losses, own, walk, layers, rest, scale=scale, retain_graph=True, workspace=None)
     reached = [(layer, d) for layer, d in zip(layers, found.outputs, strict=True) if d is not None]
-    yield Block([layer for layer, _ in reached], [d for _, d in reached], rest, found.rows)
+    yield Block([layer for layer, _ in reached], [d for _, d in reached], rest, list(found.rows))
 
 
 def _layer_part(layer: Layer, outputs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from counterpoint.gradients.scope import Walk
 Parents = Mapping[Node, Collection[Node]]
 _PASSING = ("TBackward0", "ToCopyBackward0")  # between a weight and the operation that uses it
 _ROW_TRAFFIC = 4.0  # an inner product of long rows waits for memory: its operations cost this many of a matrix product
+_CHANNELS = 32  # the same of a convolution, whose outputs have many positions
 _PIECE = 128  # columns of the output gradients whose products are made at once where memory is short
 
 
@@ -64,9 +65,9 @@ class Layer(ABC):
         """Return the inner products (K, K) of the gradients, in float64; arguments as of :meth:`factors`."""
         return linalg.cross_gram(*self.factors(outputs, exact=exact))
 
-    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
-        """Cut output gradients into parts whose inner products add up, so that :meth:`gram` needs little memory."""
-        return (outputs,)
+    def gram_in_pieces(self, outputs: Tensor, *, exact: bool) -> Tensor:
+        """Return the same as :meth:`gram`, where possible part by part, so that little memory is needed."""
+        return self.gram(outputs, exact=exact)
 
     @abstractmethod
     def gradients(self, output: Tensor) -> list[Tensor]:
@@ -100,13 +101,37 @@ class _Product(Layer):
         with_gradients = k * weights * rows + _ROW_TRAFFIC * k * (k + 2) * weights
         return with_products < with_gradients
 
-    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
-        x, d = self.rows().to(dtype), self.split(outputs).to(dtype)
-        similarity = x @ x.mT
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        """Cut output gradients into parts whose inner products add up."""
+        return (outputs,)
+
+    def similarity(self, dtype: torch.dtype) -> Tensor:
+        """Return the inner products of the rows, (G, N, N), with those of the ones that a bias multiplies."""
+        x = self.rows().to(dtype)
+        products = x @ x.mT
         if self.bias is not None:
-            similarity += 1.0
+            products += 1.0
+        return products
+
+    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        dtype = _dtype(outputs, exact=exact)
+        return self._factors(self.similarity(dtype), self.split(outputs).to(dtype))
+
+    def gram_in_pieces(self, outputs: Tensor, *, exact: bool) -> Tensor:
+        dtype = _dtype(outputs, exact=exact)
+        similarity = self.similarity(dtype)
+        parts = (self.split(piece).to(dtype) for piece in self.pieces(outputs))
+        return torch.stack([linalg.cross_gram(*self._factors(similarity, part)) for part in parts]).sum(dim=0)
+
+    @staticmethod
+    def _factors(similarity: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        if len(similarity) == 1:  # one group: a plain batch of products
+            return torch.bmm(similarity.expand(len(d), -1, -1), d[:, 0]).flatten(1), d.flatten(1)
         return (similarity @ d).flatten(1), d.flatten(1)
+
+
+def _dtype(outputs: Tensor, *, exact: bool) -> torch.dtype:
+    return torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
 
 
 @dataclasses.dataclass
@@ -119,14 +144,6 @@ class _Linear(_Product):
 
     def split(self, outputs: Tensor) -> Tensor:
         return outputs[:, None]
-
-    def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
-        x, d = self.x.to(dtype), outputs.to(dtype)
-        similarity = x @ x.mT
-        if self.bias is not None:
-            similarity += 1.0
-        return torch.bmm(similarity.expand(len(d), -1, -1), d).flatten(1), d.flatten(1)
 
     def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
         return outputs.split(_PIECE, dim=-1)
@@ -159,6 +176,9 @@ class _Convolution(_Product):
         batch, _, length = columns.shape
         split = columns.view(batch, self.groups, -1, length).permute(1, 0, 3, 2)
         return split.reshape(self.groups, batch * length, -1)
+
+    def pieces(self, outputs: Tensor) -> Sequence[Tensor]:
+        return outputs.split(_CHANNELS, dim=2) if self.groups == 1 else (outputs,)
 
     def split(self, outputs: Tensor) -> Tensor:
         tasks, batch = outputs.shape[:2]
@@ -211,7 +231,7 @@ class _Embedding(Layer):
         return entries, d.new_zeros(len(d), len(entries), d.shape[2]).index_add_(1, position, d)
 
     def factors(self, outputs: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if exact else torch.promote_types(torch.float32, outputs.dtype)
+        dtype = _dtype(outputs, exact=exact)
         sums = self._sums(outputs.to(dtype))[1].flatten(1)
         return sums, sums
 

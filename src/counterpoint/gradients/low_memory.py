@@ -6,6 +6,7 @@ neither K gradients nor the output gradients of all layers. The update is one mo
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,12 +16,15 @@ from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint import linalg
 from counterpoint.gradients.backward import differentiate, unscaled
-from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, find_frontier
+from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, find_frontier, stack_gradients
 from counterpoint.gradients.jacobian import empty_rows, fill_row
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import differentiate_layers
 from counterpoint.gradients.products import ByLeaf, in_range
 from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
+
+_WORK = 1.5  # memory for the products of a layer with its output gradients, in units of these
+Seeds = dict[Edge, list[Tensor | None]]  # at a place of the network, the gradient of each task
 
 
 @dataclasses.dataclass
@@ -66,6 +70,7 @@ class Stretch:
         layers: Its layers.
         rest: The other leaves that are used in it.
         lasts: The nodes that lead to its end, and by which of their edges.
+        whole: Whether a layer of the next stretch reads what leaves this one, of all tasks in one tensor.
     """
 
     begin: list[Edge]
@@ -73,6 +78,7 @@ class Stretch:
     layers: list[Layer]
     rest: list[Tensor]
     lasts: dict[Node, Sequence[tuple[int, Edge]]]
+    whole: bool = False
 
 
 @dataclasses.dataclass
@@ -83,13 +89,13 @@ class Block:
         layers: Its layers.
         outputs: For each of them the output gradients of all tasks, (K, *output shape).
         rest: The other leaves.
-        rows: Their gradients, (K, R).
+        rows: Their gradients, for each task (R,).
     """
 
     layers: list[Layer]
     outputs: list[Tensor]
     rest: list[Tensor]
-    rows: Tensor
+    rows: list[Tensor]
 
 
 def low_memory_gradients(
@@ -118,54 +124,91 @@ def low_memory_gradients(
     balanced = set(scope.shared)
     if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
         return None
-    layers = [layer for layer in find_layers(scope.shared, walk) if width(layer.edge) <= layer.weight.numel()]
+    layers = [layer for layer in find_layers(scope.shared, walk) if _WORK * width(layer.edge) <= layer.weight.numel()]
     edges, lasts = find_frontier(losses, walk)
     parts = find_stretches(common, walk, layers, scope.shared, list(edges))
     if not parts:
         return None
-    seeds, private = differentiate_heads(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
+    heads, private = differentiate_heads(losses, scope, walk, edges, lasts, scale=scale, retain_graph=True)
+    seeds = by_task(heads)
+    del heads
     products = torch.zeros(len(losses), len(losses), dtype=torch.float64)
     for part in parts:
         block = pass_stretch(part, seeds, len(losses))
-        products += linalg.gram(block.rows).to(products)
-        for layer, outputs in zip(block.layers, block.outputs, strict=True):
-            products += layer_gram(layer, outputs).to(products)
+        products += linalg.gram_of_list(block.rows).to(products)
+        block.rows.clear()  # what has been read makes room for what is made from the rest
+        while block.outputs:
+            products += layer_gram(block.layers.pop(), block.outputs.pop()).to(products)
     return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, losses, retain_graph)
 
 
-def pass_stretch(part: Stretch, seeds: dict[Edge, Tensor], num_tasks: int) -> Block:
-    """Take all tasks through one stretch; replaces the gradients at its begin by those at its end."""
+def by_task(stacked: Mapping[Edge, Tensor]) -> Seeds:
+    """Return gradients of all tasks, (K, ...), as one tensor for each task."""
+    return {edge: list(gradients.unbind()) for edge, gradients in stacked.items()}
+
+
+def pass_stretch(part: Stretch, seeds: Seeds, num_tasks: int) -> Block:
+    """Take all tasks through one stretch; replaces the gradients at its begin by those at its end.
+
+    A gradient at the begin is let go as soon as its task has passed, unless a layer begins there.
+    """
     entering = {edge: seeds.pop(edge) for edge in part.begin if edge in seeds}
     if not entering:
-        return Block([], [], [], torch.zeros(num_tasks, 0))
-    edges = [GradientEdge(*edge) for edge in entering]
+        return Block([], [], [], [torch.zeros(0)] * num_tasks)
+    kept = {_key(layer.edge) for layer in part.layers}
     inputs = [*part.rest, *([] if part.end is None else [GradientEdge(*part.end)])]
-    rows = empty_rows(num_tasks, part.rest, None)
+    rows: list[Tensor] = []
     outputs: list[Tensor | None] = [None for _ in part.layers]
-    leaving: Tensor | None = None
+    leaving: list[Tensor | None] = []
+    together: Tensor | None = None
     with arrivals(part.lasts) as arrived:
         for task in range(num_tasks):
             arrived.clear()
-            seed = [stacked[task] for stacked in entering.values()]
-            found = differentiate_layers(edges, part.layers, inputs, seed, retain_graph=True)
+            here = {edge: gradient for edge, own in entering.items() if (gradient := own[task]) is not None}
+            edges = [GradientEdge(*edge) for edge in here]
+            found = differentiate_layers(edges, part.layers, inputs, list(here.values()), retain_graph=True)
             for place, gradient in enumerate(found[: len(outputs)]):
-                if not _is_row(gradient, entering.get(_key(part.layers[place].edge)), task):
+                if not _is_same(gradient, here.get(_key(part.layers[place].edge))):
                     outputs[place] = _put(outputs[place], gradient, task, num_tasks)
+            rows.append(empty_rows(1, part.rest, None)[0])
             fill_row(rows[task], found[len(outputs) : len(outputs) + len(part.rest)], part.rest)
-            leaving = _put(leaving, arrived.get(part.end) if part.end else None, task, num_tasks)
-    if part.end is not None and leaving is not None:
-        seeds[part.end] = leaving if part.end not in seeds else seeds[part.end] + leaving
+            gone = arrived.get(part.end) if part.end else None
+            if part.whole:
+                together = _put(together, gone, task, num_tasks)
+            else:
+                leaving.append(gone)
+            del here, found, gone
+            for edge, own in entering.items():
+                if edge not in kept:
+                    own[task] = None
+    if together is not None:
+        leaving = list(together.unbind())
+    if part.end is not None and any(gradient is not None for gradient in leaving):
+        others = seeds.get(part.end)
+        seeds[part.end] = leaving if others is None else list(map(_sum, leaving, others))
     wholes = [
-        entering.get(_key(layer.edge)) if whole is None else whole
+        _together(entering.get(_key(layer.edge), [])) if whole is None else whole
         for layer, whole in zip(part.layers, outputs, strict=True)
     ]
     reached = [(layer, d) for layer, d in zip(part.layers, wholes, strict=True) if d is not None]
     return Block([layer for layer, _ in reached], [d for _, d in reached], part.rest, rows)
 
 
-def _is_row(gradient: Tensor | None, entering: Tensor | None, task: int) -> bool:
+def _together(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the gradients of all tasks in one tensor: the one that they are parts of, if there is one."""
+    base = gradients[0]._base if gradients and gradients[0] is not None else None
+    if base is not None and base.shape == (len(gradients), *gradients[0].shape):  # type: ignore[union-attr]
+        return base
+    return stack_gradients(gradients)
+
+
+def _is_same(gradient: Tensor | None, entering: Tensor | None) -> bool:
     """Return whether what entered at the output of a layer came back as it is, not changed by a hook."""
-    return gradient is not None and entering is not None and gradient.data_ptr() == entering[task].data_ptr()
+    return gradient is not None and entering is not None and gradient.data_ptr() == entering.data_ptr()
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first + second
 
 
 def _put(whole: Tensor | None, gradient: Tensor | None, task: int, num_tasks: int) -> Tensor | None:
@@ -181,7 +224,7 @@ def _put(whole: Tensor | None, gradient: Tensor | None, task: int, num_tasks: in
 def layer_gram(layer: Layer, outputs: Tensor) -> Tensor:
     """Return the part of one layer, in float64 if float32 does not reach."""
     for exact in (False, True):
-        products = torch.stack([layer.gram(piece, exact=exact) for piece in layer.pieces(outputs)]).sum(dim=0)
+        products = layer.gram_in_pieces(outputs, exact=exact)
         if in_range(products):
             break
     return products
@@ -220,6 +263,8 @@ def find_stretches(
         part(position[edge[0]]).begin.append(edge)
     for layer in layers:
         part(position[layer.edge.node]).layers.append(layer)
+    for above, below in itertools.pairwise(parts):
+        above.whole = above.end in {_key(layer.edge) for layer in below.layers}
     for at, leaf in rest:
         part(at).rest.append(leaf)
     for node in order:
@@ -236,14 +281,15 @@ def width(edge: GradientEdge | Edge) -> int:
 
 
 def _worthwhile(places: Sequence[Edge], position: Mapping[Node, int], sizes: Sequence[tuple[int, int]]) -> list[Edge]:
-    """Leave out places that are wider than what one pass has to keep below them, down to the next place."""
+    """Leave out places that are wider than what a pass keeps below them: down to the next place, and there."""
     kept: list[Edge] = []
-    below = len(position)
+    below, next_width = len(position), 0
     for place in reversed(places):
         at = position[place[0]]
-        if sum(size for use, size in sizes if at <= use < below) >= width(place):
+        between = sum(size for use, size in sizes if at <= use < below)
+        if between and between + next_width >= width(place):
             kept.append(place)
-            below = at
+            below, next_width = at, width(place)
     return kept[::-1]
 
 
