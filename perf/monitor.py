@@ -4,7 +4,8 @@ On every network three things are timed in turn, in interleaved rounds: K backwa
 ``.grad`` (``seqK``, what a method without an engine pays), one measurement of all layers (``measure``, bar 1.15 of
 seqK), and a training step with one backward pass of the summed losses (``step``: forward, backward, optimizer). From
 them comes what a run pays that measures at every 20th step, ``measure / (20 x step)`` (bar 3 %), and the same for a
-balancer that makes K backward passes itself (``step_pcgrad``). Medians of ratios inside a round.
+balancer that makes K backward passes itself (``step_pcgrad``), once with passes of the monitor's own and once told by
+the balancer (``backward(losses, monitor=monitor)``). Medians of ratios inside a round.
 
     python perf/monitor.py [--rounds 15] [--threads 1] [--out perf/results/NAME.json]
 """
@@ -95,6 +96,11 @@ class Case:
         self.balancer.backward(self.losses())
         self.optimizer.step()
         found["step_pcgrad"] = time.perf_counter() - start
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.balancer.backward(self.losses(), monitor=self.monitor)
+        self.optimizer.step()
+        found["told"] = time.perf_counter() - start
         return found
 
 
@@ -115,6 +121,9 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
             / EVERY,
             f"every {EVERY}, % of a PCGrad step": 100
             * statistics.median(t["measure"] / t["step_pcgrad"] for t in found)
+            / EVERY,
+            f"every {EVERY}, told by PCGrad, % of its step": 100
+            * (statistics.median(t["told"] / t["step_pcgrad"] for t in found) - 1)
             / EVERY,
         }
     return results

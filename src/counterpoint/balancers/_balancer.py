@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from counterpoint.balancers._needs import NEEDS, LookAhead
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._state import StatefulModule
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.gradients.by_group import group_grams
 from counterpoint.gradients.columns import Leaves
 from counterpoint.gradients.jacobian import Level, Workspace
 from counterpoint.gradients.reduce import (
@@ -30,6 +31,16 @@ from counterpoint.registry import Rebuildable
 Measure = Iterable[Tensor] | Literal["shared", "last"]
 
 
+class Monitor(Protocol):
+    """What measures the gradients of each layer: :class:`counterpoint.diagnostics.ConflictMonitor` does."""
+
+    def due(self) -> Mapping[str, Sequence[Tensor]] | None:
+        """Count one step, and return the parameters of each layer if this one is to be measured."""
+
+    def take(self, step: Step, grams: Mapping[str, Tensor]) -> None:
+        """Take the Gram matrix (k, k) of each layer, of the tasks that are present."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """The options of one call of ``backward``."""
@@ -41,6 +52,8 @@ class Call:
     scaler: torch.amp.GradScaler | None
     measure: Measure | None = None
     more: tuple[Step, ...] = ()
+    monitor: Monitor | None = None
+    layers: Mapping[str, Sequence[Tensor]] | None = None  # to be measured in this call
 
     def scale(self, device: torch.device) -> float:
         """Return the loss scale; asking with a tensor makes a new scaler ready for ``scaler.step``."""
@@ -203,6 +216,7 @@ class Balancer(Rebuildable, StatefulModule, ABC):
         scaler: torch.amp.GradScaler | None = None,
         measure: Measure | None = None,
         more: Sequence[Losses] = (),
+        monitor: Monitor | None = None,
     ) -> BalancerReport:
         """Replace ``sum(losses).backward()``: add the balanced gradient to ``.grad``.
 
@@ -230,6 +244,9 @@ class Balancer(Rebuildable, StatefulModule, ABC):
                 the last shared layer, ``"shared"`` for all (the default of most methods). The weights then apply to
                 all, in one backward pass. Only for methods that read the Gram matrix.
             more: Losses of further batches, for methods with ``num_batches`` above 1: one less than that number.
+            monitor: A :class:`~counterpoint.diagnostics.ConflictMonitor`, in place of ``monitor.observe(losses)``
+                before: a method that differentiates each loss by the shared parameters anyway tells it what it
+                knows, at hardly any cost; with others it measures by itself.
 
         Raises:
             ShapeError: If the number of losses is not ``num_tasks``, or one is no scalar.
@@ -248,12 +265,13 @@ class Balancer(Rebuildable, StatefulModule, ABC):
         # a generator such as model.parameters() can be read once, and these are read more often
         given = None if shared is None else tuple(shared)
         measured = measure if measure is None or isinstance(measure, str) else tuple(measure)
-        call = Call(given, parts, level, process_group, scaler, measured)
+        call = Call(given, parts, level, process_group, scaler, measured, monitor=monitor)
         before = self._snapshot()
         finished = False
         try:
             step = self._read(self.scalars(losses), process_group)
             call = self._read_more(call, step, more)
+            call = self._serve_monitor(call, step)
             report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
             finished = not report.skipped
         finally:
@@ -289,6 +307,22 @@ class Balancer(Rebuildable, StatefulModule, ABC):
             raise OptionError(
                 f"{self._owner}: measure= is for methods that read the Gram matrix of one batch, at level='parameters'"
             )
+
+    def _serve_monitor(self, call: Call, step: Step) -> Call:
+        """Measure the layers, if it is time to, unless this call will know their gradients itself."""
+        layers = None if call.monitor is None else call.monitor.due()
+        if layers is None or len(step.present) < 2:
+            return call
+        if self._knows_layers(call):
+            return dataclasses.replace(call, layers=layers)
+        assert call.monitor is not None
+        with together(self._owner, call.group):
+            call.monitor.take(step, group_grams(step.losses, layers, scale=call.scale(step.values.device)))
+        return call
+
+    def _knows_layers(self, call: Call) -> bool:  # noqa: ARG002
+        """Return whether a call gets the gradient of each plain loss by every shared parameter."""
+        return False
 
     def _read_more(self, call: Call, step: Step, more: Sequence[Losses]) -> Call:
         """Check the losses of further batches, which must be of the same tasks.

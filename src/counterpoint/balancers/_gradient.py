@@ -69,6 +69,8 @@ class GradientBalancer(WeightedPass):
         if bad and call.scaler is None:
             raise self._nonfinite(step, bad)
         overflow = bool(bad)
+        if call.monitor is not None and call.layers is not None and not overflow:
+            call.monitor.take(step, found.group_grams(call.layers))
         private = [1.0] * len(step.losses)
         if overflow:
             weights = torch.ones(len(step.losses))  # what is written is not finite, so that the scaler sees it
@@ -94,6 +96,15 @@ class GradientBalancer(WeightedPass):
             gradients.accumulate(parameter, gradient * scale)
         shown = None if bad else balanced.weights
         return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
+
+    def _knows_layers(self, call: Call) -> bool:
+        measure = self.measure if call.measure is None else call.measure
+        return (
+            (call.group, call.shared, call.level) == (None, None, "parameters")
+            and isinstance(measure, str)
+            and (measure, self.num_batches) == ("shared", 1)
+            and not (self.reads == "gram" and self.engine == "low_memory")
+        )
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""

@@ -12,7 +12,6 @@ from counterpoint.bench.run_config import RunConfig
 from counterpoint.bench.runner import run_one
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
 from counterpoint.errors import FileError, OptionError
-from counterpoint.training.loop import Observe
 
 RECORD, OPTIONS = "record.npz", "monitor.json"
 
@@ -45,7 +44,7 @@ def monitored_run(
     training = dataclasses.replace(training, checkpoint_every=training.epochs, monitor_every=0)
     monitors: list[ConflictMonitor] = []
 
-    def watch(built: Built) -> Observe:
+    def watch(built: Built) -> ConflictMonitor:
         if len(built.tasks) < 2:
             found = [task.name for task in built.tasks]
             raise OptionError(
@@ -53,7 +52,7 @@ def monitored_run(
             )
         write_atomically(path / OPTIONS, (json.dumps(options) + "\n").encode())
         monitors.append(make_monitor(built))
-        return monitors[-1].observe
+        return monitors[-1]
 
     def ended(record: dict[str, Any]) -> None:
         if monitors:

@@ -16,9 +16,9 @@ from typing import Any
 from counterpoint._files import write_atomically
 from counterpoint.bench.build import Built, build, check_run, environment
 from counterpoint.bench.run_config import RunConfig
+from counterpoint.diagnostics import ConflictMonitor
 from counterpoint.errors import CounterpointError, FileError, RunError
 from counterpoint.training import RunFolder, fit
-from counterpoint.training.loop import Observe
 from counterpoint.training.run_folder import ERROR, RESULT, read_finished
 from counterpoint.training.visit import Parts
 
@@ -67,7 +67,7 @@ def run_one(
     path: Path,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     *,
-    watch: Callable[[Built], Observe] | None = None,
+    watch: Callable[[Built], ConflictMonitor] | None = None,
     before_batch: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Do one run, or go on with it, or return its result if it is done.
@@ -78,7 +78,7 @@ def run_one(
         config: What to run.
         path: Folder of the run.
         on_epoch: Called with the record of each epoch.
-        watch: Called with what was built; what it returns sees the losses of every batch before the update.
+        watch: Called with what was built; the monitor that it returns measures the run.
         before_batch: As in :func:`counterpoint.training.fit`.
 
     Raises:
@@ -106,7 +106,7 @@ def run_one(
                 schedule=built.schedule,
                 fabric=built.fabric,
                 on_epoch=on_epoch,
-                observe=None if watch is None else watch(built),
+                watch=None if watch is None else watch(built),
                 before_batch=before_batch,
             )
         except Exception as error:

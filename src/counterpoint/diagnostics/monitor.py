@@ -1,14 +1,14 @@
 """The monitor: measures the conflict between tasks in every layer while a network trains."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from counterpoint._checks import check_integer, check_range, check_tasks
-from counterpoint.balancers._losses import Losses, read_losses
+from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.diagnostics._bins import Bins
 from counterpoint.diagnostics.record import GRID, ConflictRecord
 from counterpoint.diagnostics.spectrum import effective_rank
@@ -23,10 +23,13 @@ _ZERO = 1e-12  # a gradient this much shorter than the longest of its layer coun
 class ConflictMonitor:
     """Measures cosines and lengths of the task gradients, layer by layer, every few steps.
 
-    Call :meth:`observe` with the losses of each step, before the balancer's ``backward``. A layer is one module with
-    parameters of its own, weight and bias together, as in :func:`counterpoint.splitting.find_layers`; layers that fewer
-    than two tasks reach are left out. The gradients are of the plain losses, whatever the balancer makes of them, and
-    of this process's batch only. A measurement costs about one backward pass per task.
+    Call :meth:`observe` with the losses of each step, before the balancer's ``backward``, or give the monitor to
+    ``backward(losses, monitor=monitor)``: a balancer that differentiates each loss anyway tells it what it knows.
+
+    A layer is one module with parameters of its own, weight and bias together, as in
+    :func:`counterpoint.splitting.find_layers`; layers that fewer than two tasks reach are left out. The gradients are
+    of the plain losses, whatever the balancer makes of them, and of this process's batch only. A measurement costs
+    about one backward pass per task.
 
     Args:
         module: The network, or the part of it that is of interest.
@@ -99,19 +102,34 @@ class ConflictMonitor:
         Raises:
             ShapeError, UnknownNameError, GraphError, NonFiniteError: If the losses are none, as in ``backward``.
         """
-        call, self._calls = self._calls, self._calls + 1
-        if call % self.every:
+        layers = self.due()
+        if layers is None:
             return False
         read = read_losses("ConflictMonitor", self.num_tasks, self._names, losses)
         self._names = read.names
         if len(read.present) < 2:
             return False
         scale = 1.0 if scaler is None or not scaler.is_enabled() else float(scaler.get_scale())
-        grams = group_grams(read.losses, self._groups, scale=scale)
-        self._add(call if step is None else step, grams, read.present)
+        self.take(read, group_grams(read.losses, layers, scale=scale), at=step)
         return True
 
-    def _add(self, step: int, grams: dict[str, Tensor], present: Sequence[int]) -> None:
+    def due(self) -> Mapping[str, Sequence[Tensor]] | None:
+        """Count one step, and return the parameters of each layer if it is time to measure; a balancer calls this."""
+        self._calls += 1
+        return None if (self._calls - 1) % self.every else self._groups
+
+    def take(self, step: Step, grams: Mapping[str, Tensor], *, at: int | None = None) -> None:
+        """Take a measurement; a balancer calls this.
+
+        Args:
+            step: The losses of the step.
+            grams: Layer -> inner products of the task gradients, (k, k), of the k tasks that are present.
+            at: Number of the step; default the number of calls before this one.
+        """
+        self._names = step.names
+        self._add(self._calls - 1 if at is None else at, grams, step.present)
+
+    def _add(self, step: int, grams: Mapping[str, Tensor], present: Sequence[int]) -> None:
         stacked = np.full((len(self._layers) + 1, self.num_tasks, self.num_tasks), np.nan)
         at = np.ix_(present, present)
         whole = np.zeros((len(present), len(present)))

@@ -8,8 +8,9 @@ from torch import Tensor
 from counterpoint import linalg
 from counterpoint.gradients.heads import differentiate_heads, find_frontier
 from counterpoint.gradients.layers import Layer, find_layers
-from counterpoint.gradients.low_memory import Block, by_task, find_stretches, layer_gram, pass_stretch, width
+from counterpoint.gradients.low_memory import Block, by_task, find_stretches, pass_stretch, width
 from counterpoint.gradients.passes import is_batchable, run_passes
+from counterpoint.gradients.products import layer_gram
 from counterpoint.gradients.scope import Scope, Walk, find_scope
 
 
@@ -91,7 +92,7 @@ def _blocks(
 def _layer_part(layer: Layer, outputs: Tensor) -> Tensor:
     """Return the Gram matrix of a layer by what costs less: from products, or from gradients formed for it alone."""
     if layer.pays(len(outputs)):
-        return layer_gram(layer, outputs)
+        return layer_gram(layer, outputs, in_pieces=True)
     dtype = torch.promote_types(torch.float32, outputs.dtype)
     rows = [torch.cat([piece.flatten() for piece in layer.gradients(output.to(dtype))]) for output in outputs]
     return linalg.gram(torch.stack(rows))

@@ -1,7 +1,7 @@
 """The gradients of every task, formed one after another (the plain engine), and their way back into ``.grad``."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -60,6 +60,13 @@ class TaskGradients:
     def gram(self) -> Tensor:
         """Return the inner products of the rows, (K, K) in float64."""
         return linalg.gram(self.jacobian)
+
+    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Return the inner products of the gradients of each group of leaves; not at the level of features.
+
+        As :func:`~counterpoint.gradients.by_group.group_grams`.
+        """
+        return grams_of_columns(self.jacobian, self.scope.shared, groups)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return the weighted sum of the rows, (N,)."""
@@ -126,6 +133,29 @@ class TaskGradients:
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
                 accumulate(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))
+
+
+def grams_of_columns(
+    rows: Tensor, leaves: Sequence[Tensor], groups: Mapping[str, Sequence[Tensor]]
+) -> dict[str, Tensor]:
+    """Return the inner products (K, K), in float64 on the CPU, of the columns that belong to each group.
+
+    Args:
+        rows: Gradients of all tasks, (K, P).
+        leaves: The leaves of the columns, in their order.
+        groups: Name -> leaves; a group without any of the columns is left out.
+    """
+    columns, start = {}, 0
+    for leaf in leaves:
+        columns[leaf] = slice(start, start + _columns(leaf))
+        start += _columns(leaf)
+    found: dict[str, Tensor] = {}
+    for name, group in groups.items():
+        for leaf in group:
+            if leaf in columns:
+                part = linalg.gram(rows[:, columns[leaf]]).cpu()
+                found[name] = found[name] + part if name in found else part
+    return found
 
 
 def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:

@@ -20,7 +20,7 @@ from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, fi
 from counterpoint.gradients.jacobian import empty_rows, fill_row
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import differentiate_layers
-from counterpoint.gradients.products import ByLeaf, in_range
+from counterpoint.gradients.products import ByLeaf, layer_gram
 from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
 
 _WORK = 1.5  # memory for the products of a layer with its output gradients, in units of these
@@ -44,6 +44,14 @@ class LowMemoryGradients(ByLeaf):
     def gram(self) -> Tensor:
         """Return the inner products of the task gradients, (K, K) in float64."""
         return self.products / self.scale / self.scale
+
+    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Refuse: they are no longer there.
+
+        Raises:
+            NotImplementedError: Always; measure them before, by :func:`~counterpoint.gradients.by_group.group_grams`.
+        """
+        raise NotImplementedError("engine='low_memory' keeps nothing of single layers")
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
@@ -138,7 +146,7 @@ def low_memory_gradients(
         products += linalg.gram_of_list(block.rows).to(products)
         block.rows.clear()  # what has been read makes room for what is made from the rest
         while block.outputs:
-            products += layer_gram(block.layers.pop(), block.outputs.pop()).to(products)
+            products += layer_gram(block.layers.pop(), block.outputs.pop(), in_pieces=True).to(products)
     return LowMemoryGradients(scope, private, len(losses) + 1, scale, products, losses, retain_graph)
 
 
@@ -219,15 +227,6 @@ def _put(whole: Tensor | None, gradient: Tensor | None, task: int, num_tasks: in
         whole = gradient.new_zeros(num_tasks, *gradient.shape)
     whole[task] = gradient
     return whole
-
-
-def layer_gram(layer: Layer, outputs: Tensor) -> Tensor:
-    """Return the part of one layer, in float64 if float32 does not reach."""
-    for exact in (False, True):
-        products = layer.gram_in_pieces(outputs, exact=exact)
-        if in_range(products):
-            break
-    return products
 
 
 def _key(edge: GradientEdge) -> Edge:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from counterpoint import linalg
 from counterpoint.gradients.backward import unscaled
-from counterpoint.gradients.jacobian import Workspace, split_row, task_gradients, write_private
+from counterpoint.gradients.jacobian import Workspace, grams_of_columns, split_row, task_gradients, write_private
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
@@ -47,6 +47,13 @@ class ByLeaf(ABC):
     @abstractmethod
     def gram(self) -> Tensor:
         """Return the inner products of the task gradients, (K, K) in float64."""
+
+    @abstractmethod
+    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Return the inner products of the gradients of each group of leaves.
+
+        As :func:`~counterpoint.gradients.by_group.group_grams`.
+        """
 
     @abstractmethod
     def combine(self, weights: Tensor) -> list[Tensor]:
@@ -98,6 +105,27 @@ class LayerGradients(ByLeaf):
             total = self._gram(exact=True)
         return total / self.scale / self.scale
 
+    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Return the inner products of the gradients of each group of leaves, from what is there.
+
+        As :func:`~counterpoint.gradients.by_group.group_grams`.
+        """
+        owner = {leaf: name for name, leaves in groups.items() for leaf in leaves}
+        parts = [grams_of_columns(self.rows, self.rest, groups)]
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            if len({owner.get(leaf) for leaf in layer.leaves}) == 1:
+                name = owner.get(layer.weight)
+                parts.append({} if name is None else {name: layer_gram(layer, outputs).cpu()})
+            else:  # a bias in another group than its weight: the gradients themselves
+                dtype = torch.promote_types(torch.float32, outputs.dtype)
+                alone = [torch.cat([g.flatten() for g in layer.gradients(d.to(dtype))]) for d in outputs]
+                parts.append(grams_of_columns(torch.stack(alone), layer.leaves, groups))
+        found: dict[str, Tensor] = {}
+        for part in parts:
+            for name, gram in part.items():
+                found[name] = found[name] + gram if name in found else gram
+        return {name: found[name] / self.scale / self.scale for name in groups if name in found}
+
     def _gram(self, *, exact: bool) -> Tensor:
         total = linalg.gram(self.rows).to(self.rows.device)
         for layer, outputs in zip(self.layers, self.outputs, strict=True):
@@ -118,6 +146,19 @@ class LayerGradients(ByLeaf):
     def leaves(self) -> list[Tensor]:
         """The shared leaves in the order of :meth:`combine`."""
         return [leaf for layer in self.layers for leaf in layer.leaves] + self.rest
+
+
+def layer_gram(layer: Layer, outputs: Tensor, *, in_pieces: bool = False) -> Tensor:
+    """Return the inner products of the gradients of one layer, in float64 if float32 does not reach.
+
+    Args:
+        layer: The layer.
+        outputs: Output gradients of all tasks, (K, *output shape).
+        in_pieces: Needs less memory, and more time.
+    """
+    run = layer.gram_in_pieces if in_pieces else layer.gram
+    products = run(outputs, exact=False)
+    return products if in_range(products) else run(outputs, exact=True)
 
 
 def in_range(products: Tensor) -> bool:

@@ -1,11 +1,10 @@
 """The loop: epochs of updates, evaluation, records and checkpoints; a killed run goes on to the same numbers."""
 
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from counterpoint._checks import check_choice, check_integer
 from counterpoint.balancers import Balancer, BalancerReport
 from counterpoint.data import MultiTaskData
-from counterpoint.diagnostics import pairwise_cosines
+from counterpoint.diagnostics import ConflictMonitor, pairwise_cosines
 from counterpoint.errors import FileError, NonFiniteError
 from counterpoint.schedules import Joint, Schedule, ScheduleReport
 from counterpoint.tasks import Task
@@ -28,16 +27,9 @@ from counterpoint.training.sampler import SeededSampler
 from counterpoint.training.seed import rng_state, set_rng_state
 from counterpoint.training.selection import RULES, select, validation_score
 from counterpoint.training.step import sharing, transform_heads
-from counterpoint.training.visit import Losses, Parts, Visit
+from counterpoint.training.visit import Parts, Visit
 
 _FORMAT = 3  # of checkpoints
-
-
-class Observe(Protocol):
-    """Looks at the losses of a batch before the update, and keeps their graph."""
-
-    def __call__(self, losses: Losses, *, step: int) -> object:
-        """Look at the losses of one batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +87,7 @@ def fit(
     schedule: Schedule | None = None,
     fabric: Fabric | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    observe: Observe | None = None,
+    watch: ConflictMonitor | None = None,
     before_batch: Callable[[Parts, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where a killed run of the same folder stopped, and return its result.
@@ -112,9 +104,8 @@ def fit(
         schedule: Which tasks are updated together; default all of them.
         fabric: Device and precision; default one device, chosen by Lightning Fabric, in float32.
         on_epoch: Called with the record of each epoch.
-        observe: Called with the scalar losses of each batch, by task, and the number of the step, before the first
-            update on it; must keep the graph. Its time is not counted as training time, and nothing of it survives a
-            killed run.
+        watch: Measures the gradients of each layer, of the scalar losses of each batch before its first update; what
+            the balancer knows anyway it takes from there. Its time is not counted as training time.
         before_batch: Called before the first forward pass on each batch, with what updates are made with and the batch;
             has to leave everything as it is. Its time is not counted as training time.
 
@@ -131,7 +122,7 @@ def fit(
     tasks = tasks or data.tasks
     schedule = schedule or Joint(tasks=[task.name for task in tasks])
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
-    loop.observe, loop.before_batch = observe, before_batch
+    loop.watch, loop.before_batch = watch, before_batch
     loop.resume()
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
@@ -183,7 +174,7 @@ class _Loop:
         self.memory = PeakMemory(fabric.device)
         self.epoch = self.step = self.num_backward = self.num_updates = self.resumed = 0
         self.train_seconds = 0.0
-        self.observe: Observe | None = None
+        self.watch: ConflictMonitor | None = None
         self.before_batch: Callable[[Parts, Any], None] | None = None
         self.best_score = float("-inf")
 
@@ -271,8 +262,7 @@ class _Loop:
         if self.before_batch is not None:
             self.before_batch(self.parts, batch)
         observed = time.perf_counter() - begin
-        observe = None if self.observe is None else functools.partial(self.observe, step=self.step - 1)
-        visit = Visit(self.parts, batch, others, monitor=monitor, observe=observe)
+        visit = Visit(self.parts, batch, others, monitor=monitor, watch=self.watch)
         try:
             report = self.schedule.step(
                 visit.losses, self.raw_optimizer, self.balancer, model=self.raw_model, update=visit.update

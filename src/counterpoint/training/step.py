@@ -12,6 +12,7 @@ from counterpoint import gradients
 from counterpoint._checks import check_choice
 from counterpoint.architectures import MTLOutput, MultiTaskModel
 from counterpoint.balancers import Balancer, BalancerReport
+from counterpoint.diagnostics import ConflictMonitor
 from counterpoint.errors import OptionError
 from counterpoint.tasks import Task
 
@@ -112,6 +113,7 @@ def update(
     level: str | None = None,
     shared: Iterable[Tensor] | None = None,
     more: Sequence[Mapping[str, Tensor | None]] = (),
+    monitor: ConflictMonitor | None = None,
 ) -> BalancerReport:
     """Take the optimizer step for losses that were computed already; the arguments are those of ``backward``."""
     if level == "features" and not output.features:
@@ -125,7 +127,7 @@ def update(
         extra = torch.stack(list(output.losses.values())).sum()
         leaves = gradients.find_scope([extra]).private[0]
         gradients.backward_into([extra], [None], leaves, lambda _: None, retain_graph=True)
-    report = balancer.backward(losses, shared=shared, more=more, **cut)
+    report = balancer.backward(losses, shared=shared, more=more, monitor=monitor, **cut)
     optimizer.step()
     return report
 

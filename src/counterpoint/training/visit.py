@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from counterpoint.balancers import Balancer, BalancerReport, LookAhead
+from counterpoint.diagnostics import ConflictMonitor
 from counterpoint.tasks import Task
 from counterpoint.training.replay import Replay
 from counterpoint.training.step import conflict_gram, forward, scalar_losses, update
@@ -50,7 +51,7 @@ class Visit:
         batch: What the steps are taken on.
         others: Further batches of the training split, for methods that read them.
         monitor: Measure the Gram matrix of all tasks before the first step.
-        observe: Called with a scalar loss of each task before the first step; must keep the graph.
+        watch: Measures the gradients of each layer, of a scalar loss of each task, before the first step.
 
     Attributes:
         gram: What was measured, (K, K), NaN for absent tasks.
@@ -64,9 +65,9 @@ class Visit:
         others: Sequence[Any],
         *,
         monitor: bool,
-        observe: Callable[[Losses], object] | None = None,
+        watch: ConflictMonitor | None = None,
     ) -> None:
-        self.parts, self.batch, self.others, self.monitor, self.observe = parts, batch, others, monitor, observe
+        self.parts, self.batch, self.others, self.monitor, self.watch = parts, batch, others, monitor, watch
         self.gram: Tensor | None = None
         self.seconds = 0.0
         self._replay: Replay | None = None
@@ -92,10 +93,10 @@ class Visit:
         outside = {name for name, loss in self._losses.items() if loss is not None and losses[name] is None}
         known = balancer.reports_gram and parts.level != "features" and not outside and _any_of(losses)
         monitor, self.monitor = self.monitor, False
-        observe, self.observe = self.observe, None
-        if observe is not None:
+        watch, self.watch = self.watch, None
+        if watch is not None and not known:
             begin = time.perf_counter()
-            observe(scalar_losses(self._losses, [task.name for task in parts.tasks], balancer.loss_form))
+            watch.observe(scalar_losses(self._losses, [task.name for task in parts.tasks], balancer.loss_form))
             self.seconds += time.perf_counter() - begin
         if monitor and not known:
             begin = time.perf_counter()
@@ -105,7 +106,14 @@ class Visit:
             self.seconds += time.perf_counter() - begin
         more = [_without(other, outside) for other in self._more]
         report = update(
-            losses, self._output, balancer, parts.optimizer, level=parts.level, shared=parts.shared, more=more
+            losses,
+            self._output,
+            balancer,
+            parts.optimizer,
+            level=parts.level,
+            shared=parts.shared,
+            more=more,
+            monitor=watch if known else None,
         )
         if monitor and known:
             self.gram = report.gram
