@@ -204,8 +204,9 @@ def pass_stretch(part: Stretch, seeds: Seeds, num_tasks: int) -> Block:
 
 def _together(gradients: Sequence[Tensor | None]) -> Tensor | None:
     """Return the gradients of all tasks in one tensor: the one that they are parts of, if there is one."""
-    base = gradients[0]._base if gradients and gradients[0] is not None else None
-    if base is not None and base.shape == (len(gradients), *gradients[0].shape):  # type: ignore[union-attr]
+    bases = [None if gradient is None else gradient._base for gradient in gradients]
+    base = bases[0] if bases else None
+    if base is not None and len(base) == len(bases) and all(other is base for other in bases):
         return base
     return stack_gradients(gradients)
 

@@ -90,7 +90,8 @@ def all_finite(tensors: Sequence[Tensor | None], *, fresh: bool = False) -> bool
     if not real:
         return True
     device = real[0].device
-    if fresh and device.type in _FUSED and all(t.is_contiguous() and t.device == device for t in real):
+    plain = fresh and device.type in _FUSED and all(type(t) is Tensor for t in real)  # no shards, for example
+    if plain and all(t.is_contiguous() and t.device == device for t in real):
         found, one = torch.zeros(1, device=device), torch.ones(1, device=device)
         torch._amp_foreach_non_finite_check_and_unscale_(real, found, one)  # pyright: ignore[reportPrivateImportUsage]
         return float(found) == 0.0
