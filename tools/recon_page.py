@@ -1,8 +1,9 @@
-"""Write docs/results/recon.md and its plots from the folder of a finished ``counterpoint split``.
+"""Write a page of docs/results and its plots from the folder of a finished ``counterpoint split``.
 
     counterpoint split multi_fashion_mnist_narrow --data.root DATA --data.mnist_part test --layers 25 \\
         --threshold -0.1 --balancers equal pcgrad 'cagrad(c=0.2)' pomsi --baselines rsl rsp
-    python tools/recon_page.py runs/split-multi_fashion_mnist_narrow
+    python tools/recon_page.py runs/split-multi_fashion_mnist_narrow            # recon.md
+    python tools/recon_page.py runs/OTHER --page docs/results/recon_first.md    # of --baselines first last
 
 DATA holds MNIST/raw and FashionMNIST/raw; of MNIST the 10,000 test digits are enough. The command goes on where it was
 stopped.
@@ -25,9 +26,6 @@ from counterpoint.splitting import SplitPlan
 from counterpoint.training.run_folder import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = """counterpoint split multi_fashion_mnist_narrow --data.root DATA --data.mnist_part test --layers 25 \\
-    --threshold -0.1 --balancers equal pcgrad 'cagrad(c=0.2)' pomsi --baselines rsl rsp
-python tools/recon_page.py runs/split-multi_fashion_mnist_narrow"""
 EDGES = (0.0, -0.01, -0.02, -0.03)  # the paper's bins
 BINS = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
 COLORS = ("#d5dbe3", "#f3d9a4", "#eeb35b", "#d9782d", "#a8321a")
@@ -75,13 +73,36 @@ def write_page(folder: Path, page: Path) -> None:
     plan = SplitPlan.load(folder / "plan.json")
     search = read_yaml(folder / "search" / "config.yaml")
     page.parent.mkdir(parents=True, exist_ok=True)
-    (page.parent / "recon-delta.svg").write_text(delta_svg(comparison), encoding="utf-8")
-    (page.parent / "recon-conflict.svg").write_text(conflict_svg(comparison), encoding="utf-8")
-    results_page.write_page(page, lines_of(comparison, plan, search))
+    (page.parent / f"{page.stem}-delta.svg").write_text(delta_svg(comparison), encoding="utf-8")
+    (page.parent / f"{page.stem}-conflict.svg").write_text(conflict_svg(comparison), encoding="utf-8")
+    results_page.write_page(page, lines_of(comparison, plan, search, page.stem))
     print(f"page: {page}")
 
 
-def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]:
+def command(comparison: Comparison, plan: SplitPlan, page: str) -> list[str]:
+    """Return the command lines that make the page."""
+    balancers = [repr(m) if "(" in m else m for m in comparison.config["methods"] if "[" not in m and m != "rlw"]
+    baselines = [name for name in comparison.config["splits"] if name != "recon"]
+    into = "" if page == "recon" else f" --out runs/{page}"
+    folder = "runs/split-multi_fashion_mnist_narrow" if page == "recon" else f"runs/{page}"
+    return [
+        "counterpoint split multi_fashion_mnist_narrow --data.root DATA --data.mnist_part test "
+        f"--layers {len(plan.layers)} \\",
+        f"    --threshold -0.1 --balancers {' '.join(balancers)} --baselines {' '.join(baselines)}{into}",
+        f"python tools/recon_page.py {folder}" + ("" if page == "recon" else f" --page docs/results/{page}.md"),
+    ]
+
+
+TITLES = {"recon_first": "# Recon's choice of layers against the first and the last ones"}
+CHOICES = {
+    "rsl": "rsl: as many layers at random; drawn anew for each seed.",
+    "rsp": "rsp: about as many parameters at random; drawn anew for each seed.",
+    "first": "first: as many layers, from the input on.",
+    "last": "last: as many layers, up to the last one.",
+}
+
+
+def lines_of(comparison: Comparison, plan: SplitPlan, search: dict, page: str) -> list[str]:
     """Return the page."""
     run = comparison.config["run"]
     training, options = run["training"], run["data"]["options"]
@@ -89,12 +110,12 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
     inits = {split["init"] for by_seed in comparison.config["splits"].values() for split in by_seed.values()}
     first, second = comparison.tasks[0].name, comparison.tasks[1].name
     lines = [
-        "# Recon on Multi-(Fashion+MNIST), small",
+        TITLES.get(page, "# Recon on Multi-(Fashion+MNIST), small"),
         "",
         "The tables and plots are written by a tool from the runs of one command:",
         "",
         "```console",
-        COMMAND,
+        *command(comparison, plan, page),
         "```",
         "",
         f"- Data: {options['num_train']:,} training pairs, {options['num_test']:,} test pairs. Of MNIST only the "
@@ -108,7 +129,7 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
         f"- Search: seed {search['seed']}, balancer {search['balancer']['name']}, {search['training']['epochs']} "
         f"epochs; rule {plan.rule}; {len(plan.layers)} of {len(plan.scores)} layers are split ({plan.removed:.1%} of "
         f"the conflict found). One plan serves all seeds and methods. Copies start: {', '.join(sorted(inits))}.",
-        "- rsl: as many layers at random; rsp: about as many parameters at random; drawn anew for each seed.",
+        *(f"- {text}" for name, text in CHOICES.items() if name in comparison.config["splits"]),
         f"- {done} of {len(comparison.runs)} runs are done.",
         "",
         "`equal` is joint training. Mean ± sample standard deviation over seeds. Accuracy in per cent; delta_m in "
@@ -123,7 +144,7 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
     lines += [table_line(row, equal, (first, second)) for row in comparison.rows]
     lines += [
         "",
-        "![delta_m of every method](recon-delta.svg)",
+        f"![delta_m of every method]({page}-delta.svg)",
         "",
         "Conflict before and after, per cent of cosines:",
         "",
@@ -134,7 +155,7 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict) -> list[str]
             shares = bins_of(comparison, row.method)
             cells = [f"{100 * share:.2f}" if math.isfinite(share) else "n/a" for share in shares]
             lines.append(f"| {row.method} | {' | '.join(cells)} |")
-    lines += ["", "![Distribution of cosines](recon-conflict.svg)", "", "Layers split, by score:", ""]
+    lines += ["", f"![Distribution of cosines]({page}-conflict.svg)", "", "Layers split, by score:", ""]
     lines += ["| layer | conflicts | parameters |", "| --- | ---: | ---: |"]
     lines += [f"| {layer} | {plan.scores[layer]:g} | {plan.sizes[layer]:,} |" for layer in plan.layers]
     return lines

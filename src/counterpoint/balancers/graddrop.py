@@ -10,7 +10,7 @@ from torch import Tensor
 from counterpoint._checks import check_per_task, check_range
 from counterpoint.balancers._base import JacobianBalancer
 
-_COLUMNS = 8_192  # columns at a time, so that what is made on the way stays small
+_ENTRIES = 131_072  # of the matrix at a time, so that what is made on the way stays small
 
 
 def graddrop_direction(
@@ -61,10 +61,11 @@ def _choose(jacobian: Tensor, uniform: Tensor, leak: Tensor, *, careful: bool) -
     kept, passed = (1 - leak.to(jacobian.device, dtype)), leak.to(jacobian.device, dtype)
     leaking = bool(leak.any())
     direction, totals = jacobian.new_empty(2, jacobian.shape[1], dtype=dtype)
-    everyone, size = torch.ones_like(kept), min(_COLUMNS, jacobian.shape[1])
+    everyone, width = torch.ones_like(kept), max(_ENTRIES // max(len(jacobian), 1), 1)
+    size = min(width, jacobian.shape[1])
     scratch = jacobian.new_empty(len(jacobian) + 1, size, dtype=dtype)  # for all blocks: fresh memory is dear
-    for start in range(0, jacobian.shape[1], _COLUMNS):
-        block = jacobian[:, start : start + _COLUMNS].to(dtype)
+    for start in range(0, jacobian.shape[1], width):
+        block = jacobian[:, start : start + width].to(dtype)
         here = slice(start, start + block.shape[1])
         part, wins = scratch[:-1, : block.shape[1]], scratch[-1, : block.shape[1]]
         unit = None
