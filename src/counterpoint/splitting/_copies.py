@@ -1,8 +1,7 @@
 """The copies of a layer: parameters and buffers with one original per task, read as streams."""
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,13 +17,18 @@ def selected() -> int | None:
     return getattr(_local, "task", None)
 
 
-@contextlib.contextmanager
-def select(task: int) -> Iterator[None]:
-    """Read one task's copies instead of streams."""
-    _local.task = task
-    try:
-        yield
-    finally:
+class select:  # noqa: N801 - used like a function
+    """Read one task's copies instead of streams, as a context manager."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: int) -> None:
+        self.task = task
+
+    def __enter__(self) -> None:
+        _local.task = self.task
+
+    def __exit__(self, *_: object) -> None:
         _local.task = None
 
 

@@ -51,7 +51,7 @@ def _forward_of(base: type[nn.Module]) -> Callable:
 
         def run(task: int) -> Any:
             with select(task):
-                return base.forward(self, *pick(args, task), **pick(kwargs, task))
+                return base.forward(self, *pick(args, task), **(pick(kwargs, task) if kwargs else kwargs))
 
         count = count_tasks(found, {part.num_tasks for part in copies})
         quiet = any(known._same_noise for known in found) or any(part.same_noise for part in copies)

@@ -19,6 +19,7 @@ _IN_PLACE = re.compile(
 _OUT_OF_PLACE = {"add_": Tensor.add, "__iadd__": Tensor.add, "sub_": Tensor.sub, "__isub__": Tensor.sub}
 
 
+@functools.cache
 def is_write(name: str) -> bool:
     """Whether a function of this name writes to its first argument."""
     return _IN_PLACE.fullmatch(name) is not None

@@ -19,6 +19,8 @@ from counterpoint.splitting._where import running_module
 _METADATA_ONLY = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
 _READS = frozenset({"item", "tolist", "__float__", "__complex__"})
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_FLAT = (Tensor, torch.nn.Parameter, *_PLAIN)  # types of arguments that have nothing inside
+_META = torch.device("meta")
 _ANY = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue] - a copy may be frozen for one task
 _ALONE = "write it with tensor operations, or name the module in split(..., whole=[...]): it then runs once per task"
 
@@ -74,9 +76,7 @@ def gather(parts: Sequence[Tensor], *, same_noise: bool) -> Streams:
         Streams,
         first.shape,
         dtype=first.dtype,
-        device=torch.device(
-            "meta"
-        ),  # code in C that assigns or reads it finds no memory and fails, where it would take any address
+        device=_META,  # code in C that assigns or reads it finds no memory and fails, where it would take any address
         requires_grad=any(part.requires_grad for part in parts),
     )
     made._parts = tuple(parts)
@@ -189,12 +189,12 @@ def _fill(value: Mapping, items: dict[Any, Any]) -> Any:
     return made
 
 
-def join(results: Sequence[Any], name: str, found: Sequence[Streams] = (), *, same_noise: bool) -> Any:
+def join(results: Sequence[Any], source: str | Callable, found: Sequence[Streams] = (), *, same_noise: bool) -> Any:
     """Return the results of K calls as one: tensors as streams, what is the same for all as it is.
 
     Args:
         results: One result per task.
-        name: What was called, for the message.
+        source: What was called, for the message.
         found: The streams among the arguments; one of them is returned where the results are its own tensors.
         same_noise: See :class:`Streams`.
 
@@ -211,15 +211,18 @@ def join(results: Sequence[Any], name: str, found: Sequence[Streams] = (), *, sa
         return gather(results, same_noise=same_noise)
     if isinstance(first, _PLAIN):
         if any(result != first for result in results):
-            raise refusal(f"{name} gives {', '.join(map(str, results))} for the tasks: Python code can follow one only")
+            shown = ", ".join(map(str, results))
+            raise refusal(f"{_readable(source)} gives {shown} for the tasks: Python code can follow one only")
         return first
     if isinstance(first, tuple | list) and all(len(result) == len(first) for result in results):
-        items = [join(column, name, found, same_noise=same_noise) for column in zip(*results, strict=True)]
+        items = [join(column, source, found, same_noise=same_noise) for column in zip(*results, strict=True)]
         kind: Any = type(first)
         return kind(*items) if hasattr(first, "_fields") else kind(items)
     if isinstance(first, Mapping) and all(result.keys() == first.keys() for result in results):
-        return _fill(first, {key: join([r[key] for r in results], name, found, same_noise=same_noise) for key in first})
-    raise refusal(f"{name} gives a {type(first).__name__} for each task")
+        return _fill(
+            first, {key: join([r[key] for r in results], source, found, same_noise=same_noise) for key in first}
+        )
+    raise refusal(f"{_readable(source)} gives a {type(first).__name__} for each task")
 
 
 def refusal(what: str, advice: str = _ALONE) -> SplitError:
@@ -237,7 +240,8 @@ def count_tasks(found: Sequence[Streams], further: Iterable[int] = ()) -> int:
     Raises:
         SplitError: If it is not the same for all.
     """
-    counts = {len(known._parts) for known in found}.union(further)
+    counts = {len(known._parts) for known in found}
+    counts.update(further)
     if len(counts) > 1:
         raise refusal(f"streams of {sorted(counts)} tasks meet", "split all layers for the same number of tasks")
     return counts.pop()
@@ -253,6 +257,15 @@ def _check_history(found: Sequence[Streams]) -> None:
 
 def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run a function of PyTorch once per task."""
+    if _is_usual(func.__name__) and all(type(value) in _PLAIN for value in kwargs.values()):
+        flat = _flat_streams(args)
+        if flat:
+            count = count_tasks(flat)
+            _check_history(flat)
+            results = [
+                func(*[a._parts[task] if type(a) is Streams else a for a in args], **kwargs) for task in range(count)
+            ]
+            return join(results, func, flat, same_noise=_quiet(flat))
     found: list[Streams] = []
     collect(args, found)
     if kwargs:
@@ -270,6 +283,28 @@ def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name in _READS and found[0]._parts[0].dtype.is_floating_point:
         raise refusal(f"{name} reads a number that differs by task")
     return _map(func, name, args, kwargs, found, count)
+
+
+@functools.cache
+def _is_usual(name: str) -> bool:
+    """Whether a function of this name only computes: it writes nothing, draws nothing and decides nothing."""
+    special = _METADATA_ONLY | _READS | NOISY | {"__get__", "__set__"}
+    return not (name in special or _write.is_write(name))
+
+
+def _flat_streams(args: tuple) -> list[Streams]:
+    """Return the streams among arguments that have none further inside; none if that takes a closer look."""
+    found: list[Streams] = []
+    for value in args:
+        kind = type(value)
+        if kind is Streams:
+            found.append(value)
+        elif kind is tuple:
+            if not all(type(item) is int for item in value):
+                return []
+        elif kind not in _FLAT:
+            return []
+    return found
 
 
 def _map(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], found: Sequence[Streams], count: int) -> Any:
@@ -293,7 +328,7 @@ def _map(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], found: 
     elif kwargs.get("out") is not None:
         _write.check_out(kwargs["out"])
     results = repeat(lambda task: func(*pick(args, task), **pick(kwargs, task)))
-    return join(results, _readable(func, name), found, same_noise=quiet)
+    return join(results, func, found, same_noise=quiet)
 
 
 def _same_kind(found: Sequence[Streams]) -> bool:
@@ -302,6 +337,9 @@ def _same_kind(found: Sequence[Streams]) -> bool:
     return all(len(kind) == 1 for kind in kinds)
 
 
-def _readable(func: Callable, name: str) -> str:
+def _readable(source: str | Callable) -> str:
     """Return a name of a function for a message; ``shape`` for the getter of the property."""
-    return getattr(getattr(func, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
+    if isinstance(source, str):
+        return source
+    name = source.__name__
+    return getattr(getattr(source, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
