@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 
 import results_page
@@ -22,12 +21,14 @@ import results_page
 from counterpoint.bench.comparison import SEVERE, read_comparison
 from counterpoint.bench.readings import SINGLE_TASK
 from counterpoint.bench.results import Comparison, MethodRow, Spread
+from counterpoint.bench.split_figures import conflict_shares
+from counterpoint.diagnostics import PAPER_BINS
 from counterpoint.splitting import SplitPlan
 from counterpoint.training.run_folder import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-EDGES = (0.0, -0.01, -0.02, -0.03)  # the paper's bins
-BINS = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
+BINS = PAPER_BINS["mnist"]
+NAMES = ("0 and above", "to -0.01", "to -0.02", "to -0.03", "below -0.03")
 COLORS = ("#d5dbe3", "#f3d9a4", "#eeb35b", "#d9782d", "#a8321a")
 MB = 2**20  # as the paper counts sizes
 
@@ -40,21 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     write_page(args.folder, args.page)
     return 0
-
-
-def bins_of(comparison: Comparison, method: str) -> list[float]:
-    """Return the share of measured cosines in each bin, all seeds together; NaN if nothing was measured."""
-    cosines = [
-        cosine
-        for run in comparison.runs
-        if run.method == method and run.status == "done"
-        for record in run.conflicts
-        for cosine in record["cosine"].values()
-        if cosine is not None
-    ]
-    edges = [math.inf, *EDGES, -math.inf]
-    counts = [sum(low <= cosine < high for cosine in cosines) for high, low in pairwise(edges)]
-    return [count / len(cosines) if cosines else math.nan for count in counts]
 
 
 def spread(values: Spread | None, scale: float = 1.0, *, sign: bool = False) -> str:
@@ -149,10 +135,10 @@ def lines_of(comparison: Comparison, plan: SplitPlan, search: dict, page: str) -
         "Conflict before and after, per cent of cosines:",
         "",
     ]
-    lines += ["| method | " + " | ".join(BINS) + " |", "| --- |" + " ---: |" * len(BINS)]
+    lines += ["| method | " + " | ".join(NAMES) + " |", "| --- |" + " ---: |" * len(NAMES)]
     for row in comparison.rows:
         if row.method != SINGLE_TASK:
-            shares = bins_of(comparison, row.method)
+            shares = conflict_shares(comparison, row.method, BINS)
             cells = [f"{100 * share:.2f}" if math.isfinite(share) else "n/a" for share in shares]
             lines.append(f"| {row.method} | {' | '.join(cells)} |")
     lines += ["", f"![Distribution of cosines]({page}-conflict.svg)", "", "Layers split, by score:", ""]
@@ -212,12 +198,12 @@ def delta_svg(comparison: Comparison) -> str:
 def conflict_svg(comparison: Comparison) -> str:
     """Return the bins below zero of every method as stacked bars."""
     methods = [row.method for row in comparison.rows if row.method != SINGLE_TASK]
-    shares = {method: bins_of(comparison, method) for method in methods}
+    shares = {method: conflict_shares(comparison, method, BINS) for method in methods}
     shares = {method: own for method, own in shares.items() if math.isfinite(own[0])}
     left, right, height = 150, 700, 24
     scale = right - left
     parts: list[str] = []
-    for at, (name, color) in enumerate(zip(BINS, COLORS, strict=True)):
+    for at, (name, color) in enumerate(zip(NAMES, COLORS, strict=True)):
         parts.append(f'<rect x="{left + 112 * at}" y="6" width="12" height="12" fill="{color}"/>')
         parts.append(f'<text x="{left + 112 * at + 17}" y="16">{name}</text>')
     for at, (method, own) in enumerate(shares.items()):

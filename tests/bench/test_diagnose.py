@@ -14,7 +14,15 @@ from counterpoint import bench
 from counterpoint.bench.diagnose_figures import MAX_COLUMNS, coarser, distribution_section, lengths_section, map_section
 from counterpoint.bench.diagnose_page import worst_layers
 from counterpoint.cli.main import main
-from counterpoint.diagnostics import ConflictMonitor, ConflictRecord, findings
+from counterpoint.diagnostics import (
+    PAPER_BINS,
+    ConflictMonitor,
+    ConflictRecord,
+    conflict_bins,
+    findings,
+    reduced_mass,
+)
+from counterpoint.errors import CounterpointError
 from diagnostics.test_findings import make
 
 QUICK = ["--data.num_train", "256", "--data.num_val", "50", "--data.num_test", "50", "--training.batch_size", "64"]
@@ -155,6 +163,56 @@ def test_bins_add_up_and_lengths_are_those_of_the_record():
     assert set(lengths.data[0]["y"]) == {4.0}
     assert set(lengths.data[1]["y"]) == {2.0}
     assert set(rank.data[0]["y"]) == {1.0}
+
+
+def test_bins_of_other_data_sets():
+    record = make([0.3], 0.25)
+    wide = PAPER_BINS["nyuv2"]
+    bins, _ = distribution_section(record, wide).figures
+    assert bins.data[0]["y"] == pytest.approx([100 * share for share in record.distribution(wide.edges)])
+    assert bins.data[0]["x"] == [
+        "\u2265 0",
+        "-0.02 to 0",
+        "-0.04 to -0.02",
+        "-0.06 to -0.04",
+        "-0.08 to -0.06",
+        "< -0.08",
+    ]
+    assert "below -0.04, what the paper calls severe (nyuv2)" in distribution_section(record, wide).caption
+    own = conflict_bins([0.1, -0.3])
+    assert distribution_section(record, own).figures[0].data[0]["y"] == pytest.approx([75, 0, 25])
+    assert "below -0.3, the severe ones" in distribution_section(record, own).caption
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cityscape", "no set of conflict bins is called 'cityscape'; did you mean cityscapes"),
+        ([], "edges must fall"),
+        ([0.0, 0.1], "edges must fall"),
+        ([0.0, 0.0], "edges must fall"),
+        ([2.0], r"in \[-1, 1\]"),
+        ([float("nan")], r"in \[-1, 1\]"),
+    ],
+)
+def test_bins_that_are_none(given, message):
+    with pytest.raises((CounterpointError, LookupError), match=message):
+        conflict_bins(given)
+
+
+def test_printed_reductions_come_out_of_the_bins():
+    """Shares of joint training and of Recon in the paper's tables; what is below the threshold gives its reduction."""
+    printed = {
+        "mnist": ([56.56, 31.25, 9.26, 2.05, 1.25], [58.53, 37.67, 3.04, 0.5, 0.25], 69.82),
+        "cityscapes": ([59.55, 10.14, 8.52, 6.45, 4.79, 10.54], [73.62, 20.13, 5.13, 0.94, 0.14, 0.03], 79.41),
+        "nyuv2": ([61.96, 3.85, 3.63, 3.39, 3.11, 24.05], [73.99, 14.17, 7.07, 2.89, 1.13, 0.76], 84.35),
+        "pascal": ([61.26, 9.66, 7.90, 5.85, 4.16, 11.16], [63.99, 23.57, 7.65, 2.59, 1.07, 1.13], 57.21),
+    }
+    for name, (joint, recon, reduced) in printed.items():
+        bins = PAPER_BINS[name]
+        first = 1 + bins.edges.index(bins.severe)
+        assert len(joint) == len(bins.edges) + 1
+        assert 100 * reduced_mass(sum(recon[first:]), sum(joint[first:])) == pytest.approx(reduced, abs=0.011)
 
 
 def test_worst_layers_are_ranked_by_score():

@@ -11,7 +11,7 @@ from counterpoint.bench.dimensions import parse_combination
 from counterpoint.bench.method import what_it_reads
 from counterpoint.bench.results import Comparison, MethodRow, Reading, RunRecord, Spread, TaskInfo
 from counterpoint.bench.runner import Job
-from counterpoint.diagnostics.record import reduced_mass
+from counterpoint.diagnostics.record import PAPER_BINS, reduced_mass
 from counterpoint.errors import FileError
 from counterpoint.metrics import delta_m, mean_rank
 from counterpoint.training.run_folder import (
@@ -28,7 +28,7 @@ from counterpoint.training.run_folder import (
 from counterpoint.training.selection import describe_rule, select
 
 Metrics = dict[str, dict[str, float]]
-SEVERE = -0.01  # below this a conflict is severe, in Recon's paper on Multi-Fashion+MNIST
+SEVERE = PAPER_BINS["mnist"].severe
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -95,7 +95,7 @@ def _read_run(job: Job) -> RunRecord:
 
 def _what_is_compared(config: CompareConfig) -> str:
     """Return ``"balancers"``, or ``"methods"`` where they differ in something else, too."""
-    plain = all(len(parse_combination(method)) == 1 for method in config.methods)
+    plain = not config.splits and all(len(parse_combination(method)) == 1 for method in config.methods)
     return "balancers" if plain else "methods"
 
 

@@ -2,16 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from counterpoint._checks import check_integer, check_range
 from counterpoint.bench.build import Built
-from counterpoint.bench.diagnose_page import diagnose_page
+from counterpoint.bench.diagnose_page import render_diagnosis
 from counterpoint.bench.monitored import monitored_run
 from counterpoint.bench.run_config import RunConfig
-from counterpoint.diagnostics import ConflictMonitor, ConflictRecord
+from counterpoint.bench.tables import write_text
+from counterpoint.diagnostics import ConflictMonitor, ConflictRecord, conflict_bins
 from counterpoint.splitting import find_layers
 
 PAGE = "diagnose.html"
@@ -26,6 +27,7 @@ def diagnose(
     every: int | None = None,
     share: float = 1.0,
     threshold: float = 0.0,
+    bins: str | Sequence[float] = "mnist",
     recipe: str = "RECIPE",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> ConflictRecord:
@@ -40,6 +42,7 @@ def diagnose(
         every: Measure at every so-many-th step; default such that there are about 200 measurements.
         share: Share of the epochs to train, in (0, 1], at least one epoch. Recon's search takes 0.2 to 0.25.
         threshold: S, for findings and table.
+        bins: Bins of the distribution; see :func:`counterpoint.diagnostics.conflict_bins`.
         recipe: What the suggested command is to be called with.
         on_epoch: Called with the record of each epoch.
 
@@ -50,6 +53,7 @@ def diagnose(
     every = None if every is None else check_integer("diagnose: every", every, low=1)
     check_range("diagnose: share", share, low=0.0, high=1.0, low_open=True)
     check_range("diagnose: threshold", threshold, low=-1.0, high=1.0)
+    chosen = conflict_bins(bins)
     config = config.shortened(share)
 
     def make_monitor(built: Built) -> ConflictMonitor:
@@ -59,7 +63,8 @@ def diagnose(
     record = monitored_run(config, path, make_monitor, options=options, on_epoch=on_epoch)
     title = f"Conflict between tasks: {config.balancer.name} on {config.data.name}"
     content = json.dumps(config.to_dict(), indent=2)
-    diagnose_page(record, path / PAGE, threshold=threshold, title=title, recipe=recipe, config=content)
+    page = render_diagnosis(record, threshold=threshold, bins=chosen, title=title, recipe=recipe, config=content)
+    write_text(path / PAGE, page)
     return record
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from counterpoint.bench.figures import Figure, Section, Trace, axis, escape, layout, line_shape, short
 from counterpoint.bench.numbers import plain
-from counterpoint.bench.palette import COLORS, DASHES
-from counterpoint.diagnostics import MNIST_EDGES, ConflictRecord
+from counterpoint.bench.palette import COLORS, DASHES, bin_colors
+from counterpoint.diagnostics import PAPER_BINS, ConflictBins, ConflictRecord
 
 MAX_COLUMNS = 64  # of the map; more entries than this are drawn as means of neighbors
 MAX_PAIRS = 6  # more pairs than this, and the ones that conflict most are drawn
@@ -114,18 +114,15 @@ def _map(record: ConflictRecord, number: int, at: int) -> Figure:
     )
 
 
-def distribution_section(record: ConflictRecord) -> Section:
-    """Return the share of measurements in each of the paper's bins, and a fine histogram of each pair."""
-    edges = list(MNIST_EDGES)
-    shares = record.distribution(edges)
-    names = ["\u2265 0", *(f"{low:g} to {high:g}" for high, low in itertools.pairwise(edges))]
-    names.append(f"< {edges[-1]:g}")
+def distribution_section(record: ConflictRecord, bins: ConflictBins = PAPER_BINS["mnist"]) -> Section:
+    """Return the share of measurements in each of some bins, and a fine histogram of each pair."""
+    shares, names = record.distribution(bins.edges), bins.names()
     bars: Trace = {
         "type": "bar",
         "meta": {"method": 0},
         "x": names,
         "y": [plain(100 * share) for share in shares],
-        "marker": {"color": ["#74aed6", "#fdd0a2", "#fdae6b", "#e6853c", "#a63603"]},
+        "marker": {"color": bin_colors(len(names))},
         "text": [f"{100 * share:.1f}" for share in shares],
         "textposition": "outside",
         "cliponaxis": False,
@@ -135,8 +132,8 @@ def distribution_section(record: ConflictRecord) -> Section:
     top = float(np.nanmax(shares)) if np.isfinite(shares).any() else 1.0
     paper = Figure(
         key="bins",
-        title="All pairs, in the bins of the Recon paper",
-        label="Bar chart of the share of measurements in five bins of the cosine.",
+        title="All pairs, in the bins of the Recon paper" if bins in PAPER_BINS.values() else "All pairs, in bins",
+        label=f"Bar chart of the share of measurements in {len(names)} bins of the cosine.",
         data=[bars],
         layout=layout(
             axis("cosine", type="category", tickfont={"size": 10}), axis("measurements, %", range=[0, 115 * top]), 300
@@ -152,12 +149,13 @@ def distribution_section(record: ConflictRecord) -> Section:
             layout(axis("cosine"), axis("measurements, %", rangemode="tozero"), 320, shapes=[line_shape("x", 0.0)])
         ),
     )
-    severe = 100 * float(record.conflict_rate(-0.01))
+    severe = 100 * float(record.conflict_rate(bins.severe))
+    named = [name for name, own in PAPER_BINS.items() if own == bins]
+    whose = f", what the paper calls severe ({', '.join(named)})" if named else ", the severe ones"
     caption = (
         "Cosines of the gradients of all shared layers together, one per pair and measurement. "
-        f"{severe:.1f} % are below -0.01: what the paper calls severe on its first data set. A network that was "
-        "changed is compared with this one by the reduction, 1 - its share of severe ones / this share "
-        "(counterpoint.diagnostics.reduction)."
+        f"{severe:.1f} % are below {bins.severe:g}{whose}. A network that was changed is compared with this one by the "
+        "reduction, 1 - its share of severe ones / this share (counterpoint.diagnostics.reduction)."
     )
     return Section("distribution", "How strongly tasks conflict", caption, [paper, pairs])
 

@@ -1,7 +1,7 @@
 """The page of a diagnosis: findings, maps, distributions, lengths and the worst layers in one file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from counterpoint.bench.diagnose_figures import distribution_section, lengths_section, map_section
 from counterpoint.bench.page import render_page
 from counterpoint.bench.tables import write_text
-from counterpoint.diagnostics import ConflictRecord, findings
+from counterpoint.diagnostics import ConflictBins, ConflictRecord, conflict_bins, findings
 
 WORST = 10
 
@@ -20,6 +20,7 @@ def diagnose_page(
     path: str | os.PathLike[str],
     *,
     threshold: float = 0.0,
+    bins: str | Sequence[float] = "mnist",
     title: str = "Conflict between tasks",
     recipe: str = "RECIPE",
     config: str = "",
@@ -30,6 +31,8 @@ def diagnose_page(
         record: Of :meth:`counterpoint.diagnostics.ConflictMonitor.record`.
         path: File to write.
         threshold: S: cosines of layers strictly below it count as conflicts in findings and table.
+        bins: Bins of the distribution, by the name of a data set of Recon's paper or by falling edges; see
+            :func:`counterpoint.diagnostics.conflict_bins`.
         title: Heading.
         recipe: What the suggested command is to be called with.
         config: Configuration of the run as text, shown folded.
@@ -39,14 +42,18 @@ def diagnose_page(
         FileError: If the file cannot be written.
         OptionError: If this threshold was not counted.
     """
-    return write_text(path, render_diagnosis(record, threshold=threshold, title=title, recipe=recipe, config=config))
+    chosen = conflict_bins(bins)
+    page = render_diagnosis(record, threshold=threshold, bins=chosen, title=title, recipe=recipe, config=config)
+    return write_text(path, page)
 
 
-def render_diagnosis(record: ConflictRecord, *, threshold: float, title: str, recipe: str, config: str) -> str:
+def render_diagnosis(
+    record: ConflictRecord, *, threshold: float, bins: ConflictBins, title: str, recipe: str, config: str
+) -> str:
     """Return the page as HTML; the arguments are those of :func:`diagnose_page`."""
     sections = []
     if record.num_measurements and record.layers and record.pairs:
-        sections = [map_section(record), distribution_section(record), lengths_section(record)]
+        sections = [map_section(record), distribution_section(record, bins), lengths_section(record)]
     return render_page(
         "diagnose.html.jinja",
         sections,

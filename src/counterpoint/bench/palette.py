@@ -12,6 +12,9 @@ the black, which have too little contrast to white or belong to the baselines he
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
+_AGREES = "#74aed6"
+_CONFLICTS = ("#fdd0a2", "#fdae6b", "#e6853c", "#c85f14", "#a63603", "#7a2502")
+
 _GLYPHS = {
     "circle": "M8 12a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
     "square": "M8 8h8v8h-8Z",
@@ -47,6 +50,18 @@ BASELINE_STYLES = {
     SINGLE_TASK: MethodStyle("#111111", "star", "dot"),
     EQUAL: MethodStyle("#757575", "hexagon", "solid"),
 }
+
+
+def bin_colors(count: int) -> list[str]:
+    """Return colours for bins of cosines, falling: blue for the first, then ever darker ones.
+
+    Args:
+        count: Number of bins, at least 2.
+    """
+    last = len(_CONFLICTS) - 1
+    steps = max(count - 2, 1)
+    places = [min(round(at * (last - 1) / steps), last) for at in range(count - 1)]
+    return [_AGREES, *(_CONFLICTS[place] for place in places)]
 
 
 def method_styles(comparison: Comparison) -> list[MethodStyle]:

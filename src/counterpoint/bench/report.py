@@ -15,6 +15,7 @@ from counterpoint.bench.palette import method_styles
 from counterpoint.bench.readings import READINGS, SINGLE_TASK, failed_runs, get_reading, ranked_rows
 from counterpoint.bench.results import Comparison, MethodRow
 from counterpoint.bench.schedule_figures import schedule_sections
+from counterpoint.bench.split_figures import split_sections
 from counterpoint.bench.tables import write_text
 from counterpoint.bench.verdict import rule, verdict
 
@@ -66,6 +67,7 @@ def _sections(comparison: Comparison) -> list[Section]:
         delta_section(comparison),
         curves_section(comparison),
         cosine_section(comparison),
+        *split_sections(comparison),
         *schedule_sections(comparison),
         cost_section(comparison),
         change_section(comparison),

@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, metavar="N", help="measure every N steps (default: about 200 times)")
     parser.add_argument("--share", type=float, default=1.0, metavar="F", help="share of the epochs (default: 1)")
     parser.add_argument("--threshold", type=float, default=0.0, metavar="S", help="cosine of a conflict (default: 0)")
+    parser.add_argument(
+        "--bins",
+        nargs="+",
+        default=["mnist"],
+        metavar="NAME|EDGE",
+        help="bins of cosines: mnist, cityscapes, nyuv2, pascal (Recon's paper), or falling edges (default: mnist)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/diagnose-RECIPE-...)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
@@ -50,6 +57,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             every=args.every,
             share=args.share,
             threshold=args.threshold,
+            bins=_bins(args.bins),
             recipe=shlex.join([args.recipe, *rest]),
             on_epoch=lambda done: progress.epoch(0, done["epoch"]),
         )
@@ -64,3 +72,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"measured {record.num_measurements} times: {path / RECORD}")
     print(f"page: {path / PAGE}")
     return 0
+
+
+def _bins(words: Sequence[str]) -> str | list[float]:
+    """Return the name of a set of bins, or edges."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return " ".join(words)

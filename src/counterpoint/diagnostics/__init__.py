@@ -21,7 +21,10 @@ from counterpoint.diagnostics.findings import wilson_interval as wilson_interval
 from counterpoint.diagnostics.monitor import ConflictMonitor as ConflictMonitor
 from counterpoint.diagnostics.record import DENSE_EDGES as DENSE_EDGES
 from counterpoint.diagnostics.record import MNIST_EDGES as MNIST_EDGES
+from counterpoint.diagnostics.record import PAPER_BINS as PAPER_BINS
+from counterpoint.diagnostics.record import ConflictBins as ConflictBins
 from counterpoint.diagnostics.record import ConflictRecord as ConflictRecord
+from counterpoint.diagnostics.record import conflict_bins as conflict_bins
 from counterpoint.diagnostics.record import reduced_mass as reduced_mass
 from counterpoint.diagnostics.record import reduction as reduction
 from counterpoint.diagnostics.spectrum import effective_rank as effective_rank

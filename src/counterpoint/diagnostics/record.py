@@ -16,6 +16,65 @@ MNIST_EDGES = (0.0, -0.01, -0.02, -0.03)
 DENSE_EDGES = (0.0, -0.02, -0.04, -0.06, -0.08)
 
 
+@dataclasses.dataclass(frozen=True)
+class ConflictBins:
+    """Bins of cosines: not below the first edge, from each edge (below it) to the next, and below the last.
+
+    Attributes:
+        edges: Falling, in [-1, 1].
+        severe: A cosine strictly below this is a severe conflict.
+
+    Raises:
+        OptionError: If the edges do not fall, or a number is outside [-1, 1].
+    """
+
+    edges: tuple[float, ...]
+    severe: float
+
+    def __post_init__(self) -> None:
+        falls = all(left > right for left, right in itertools.pairwise(self.edges))
+        if not self.edges or not falls or not all(-1.0 <= value <= 1.0 for value in (*self.edges, self.severe)):
+            raise OptionError(
+                f"conflict bins: edges must fall and lie in [-1, 1], such as 0 -0.01 -0.02, got {list(self.edges)}"
+            )
+
+    def names(self) -> list[str]:
+        """Return what to call each bin."""
+        middle = [f"{low:g} to {high:g}" for high, low in itertools.pairwise(self.edges)]
+        return [f"\u2265 {self.edges[0]:g}", *middle, f"< {self.edges[-1]:g}"]
+
+
+PAPER_BINS = {
+    "mnist": ConflictBins(MNIST_EDGES, -0.01),
+    "cityscapes": ConflictBins(DENSE_EDGES, -0.02),
+    "nyuv2": ConflictBins(DENSE_EDGES, -0.04),
+    "pascal": ConflictBins(DENSE_EDGES, -0.02),
+}
+
+
+def conflict_bins(given: str | Sequence[float]) -> ConflictBins:
+    """Return bins by the name of a data set of Recon's paper, or by their edges.
+
+    Args:
+        given: ``"mnist"``, ``"cityscapes"``, ``"nyuv2"``, ``"pascal"``, or falling edges, of which the second one (the
+            only one) is the threshold of a severe conflict, as it is on Multi-Fashion+MNIST.
+
+    Raises:
+        UnknownNameError: If there is no such name; has the nearest ones.
+        OptionError: If edges do not fall or lie outside [-1, 1].
+
+    References:
+        Shi et al., Recon, ICLR 2023, arXiv:2302.11289. The edges of NYUv2 and PASCAL-Context are our reading: those of
+        CityScapes, with which the printed reductions come out.
+    """
+    if isinstance(given, str):
+        if given not in PAPER_BINS:
+            raise unknown("set of conflict bins", given, PAPER_BINS)
+        return PAPER_BINS[given]
+    edges = tuple(float(value) for value in given)
+    return ConflictBins(edges, edges[min(1, len(edges) - 1)] if edges else 0.0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConflictRecord:
     """Cosines and lengths of the task gradients, of each layer and of all layers together, over time.
