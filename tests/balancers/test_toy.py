@@ -78,7 +78,7 @@ def test_a_large_step_jumps_across_the_valley():
     assert float(visited[-1, 1]) < -1
 
 
-@pytest.mark.parametrize("key", ["equal", "dwa", "mgda", "graddrop"])
+@pytest.mark.parametrize("key", ["equal", "dwa", "mgda", "graddrop", "modo", "auto_lambda"])
 def test_the_fast_walk_is_the_walk_of_a_training_loop(key):
     walks = [walk(build(key), (9.0, 9.0), scales=(0.1, 1.0), steps=150, rate=0.05, pure=pure) for pure in (True, False)]
     torch.testing.assert_close(walks[0], walks[1], rtol=0, atol=1e-8)

@@ -4,12 +4,13 @@ import math
 
 import torch
 
+from counterpoint.balancers import LookAhead
 from counterpoint.testing import TOY_LOWER_BOUND, toy_losses
 from counterpoint.testing.balancers import call
 from oracles.toy import values_and_jacobian
 
 EPOCH = 100  # steps, for methods that count epochs
-_SERVED = {"epochs", "metrics"}  # needs of methods whose step is one pure call
+_SERVED = {"epochs", "metrics", "look_ahead"}  # needs of methods whose step is a pure call
 
 
 def walk(balancer, start, *, scales, steps, rate, own_rate=0.025, finished=lambda visited: False, pure=True):
@@ -20,7 +21,7 @@ def walk(balancer, start, *, scales, steps, rate, own_rate=0.025, finished=lambd
     in a quarter of the time.
     """
     lift = torch.tensor([-TOY_LOWER_BOUND * scale for scale in scales], dtype=torch.float64)
-    simple = not list(balancer.parameters()) and balancer.needs <= _SERVED and getattr(balancer, "num_batches", 1) == 1
+    simple = not list(balancer.parameters()) and balancer.needs <= _SERVED  # further batches would have the same losses
     step = _pure(balancer, lift, scales, rate) if pure and simple else _whole(balancer, lift, scales, rate, own_rate)
     visited = [list(start)]
     for count in range(1, steps + 1):
@@ -32,12 +33,29 @@ def walk(balancer, start, *, scales, steps, rate, own_rate=0.025, finished=lambd
     return torch.tensor(visited, dtype=torch.float64)
 
 
+class _Written(torch.autograd.Function):
+    """The losses with the derivative that is written out, which is faster than their graph."""
+
+    @staticmethod
+    def forward(ctx, x, scales):
+        values, rows = values_and_jacobian(*x.tolist(), scales)
+        ctx.rows = rows
+        return torch.tensor(values, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx, by_loss):
+        return by_loss @ torch.tensor(ctx.rows, dtype=torch.float64), None
+
+
 def _pure(balancer, lift, scales, rate):
     """Return the step of a method that is a function of gradients and losses."""
     mean, square, count = [0.0, 0.0], [0.0, 0.0], 0
+    look_ahead = _ahead(balancer, lift, scales, rate) if "look_ahead" in balancer.needs else None
 
     def step(point):
         nonlocal count
+        if look_ahead is not None:
+            look_ahead(point)
         values, rows = values_and_jacobian(*point, scales)
         losses, jacobian = torch.tensor(values, dtype=torch.float64) + lift, torch.tensor(rows, dtype=torch.float64)
         found = call(balancer, jacobian, losses)
@@ -52,6 +70,22 @@ def _pure(balancer, lift, scales, rate):
         return moved
 
     return step
+
+
+def _ahead(balancer, lift, scales, rate):
+    """Return what lets a method try steps from a point."""
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([x], lr=rate)  # read for its step size, never stepped
+
+    def losses():
+        return _Written.apply(x, scales) + lift
+
+    def look_ahead(point):
+        with torch.no_grad():
+            x.copy_(torch.tensor(point, dtype=torch.float64))
+        balancer.look_ahead(LookAhead(losses, losses, [x], optimizer))
+
+    return look_ahead
 
 
 def _whole(balancer, lift, scales, rate, own_rate):
@@ -72,8 +106,6 @@ def _whole(balancer, lift, scales, rate, own_rate):
         with torch.no_grad():
             x.copy_(torch.tensor(point, dtype=torch.float64))
         if "look_ahead" in balancer.needs:
-            from counterpoint.balancers._needs import LookAhead
-
             balancer.look_ahead(LookAhead(losses, losses, [x], optimizer))
         optimizer.zero_grad()
         features = x[None, :]

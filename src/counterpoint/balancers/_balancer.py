@@ -229,6 +229,8 @@ class Balancer(Rebuildable, StatefulModule, ABC):
                 missing from a mapping, is a task without labels in this batch: it takes no part and its state does
                 not move. Of a 1-D tensor only ``torch.stack`` of scalars still shows which loss reaches what; below
                 any other every parameter counts as shared.
+                A task whose loss reaches nothing that is balanced, and that is left out with weight 0, trains its own
+                parameters with its plain gradient.
             shared: Parameters to balance. Default: those that two or more tasks of this call reach. Parameters
                 reached but not balanced get the plain sum. Loss balancers weight whole losses and ignore it.
             features: Tensor or tensors where the heads begin: each head is then differentiated once. One may depend
@@ -376,6 +378,10 @@ class Balancer(Rebuildable, StatefulModule, ABC):
             "operation), or pass None for this task",
             tasks,
         )
+
+    def _names_of(self, tasks: Sequence[int]) -> tuple[str, ...]:
+        """Return the names of tasks, or their positions while they have none."""
+        return tuple(str(task) if self._names is None else self._names[task] for task in tasks)
 
     def _positions(self, count: int, present: Sequence[int] | None) -> tuple[int, ...]:
         """Return which tasks the rows of an argument belong to.

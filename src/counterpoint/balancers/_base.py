@@ -12,12 +12,12 @@ from torch import Tensor
 from counterpoint import gradients
 from counterpoint.balancers._balancer import Balancer as Balancer
 from counterpoint.balancers._balancer import Call
-from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
+from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer, own_factors
 from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport as BalancerReport
 from counterpoint.balancers._report import make_report
 from counterpoint.balancers._weighted import Own, WeightedPass
-from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.errors import OptionError, ShapeError
 from counterpoint.gradients.reduce import gather_columns, together
 
 
@@ -54,8 +54,7 @@ class LossBalancer(WeightedPass):
             shown = f"{tuple(losses.shape)} {losses.dtype}"
             raise ShapeError(f"{self._owner}: losses must be (k,) and of a floating-point dtype, got {shown}")
         positions = self._positions(len(losses), present)
-        names = [str(task) if self._names is None else self._names[task] for task in positions]
-        check_values(self._owner, names, losses, nonnegative=self.nonnegative_losses)
+        check_values(self._owner, self._names_of(positions), losses, nonnegative=self.nonnegative_losses)
         return self._differentiate(losses, positions)[0]
 
     def _differentiate(self, losses: Tensor, present: tuple[int, ...]) -> tuple[Tensor, list[Tensor | None]]:
@@ -100,7 +99,8 @@ class GramBalancer(GradientBalancer):
 
         Raises:
             ShapeError: If ``gram`` is not (k, k) with k = ``num_tasks`` or the length of ``present``.
-            NonFiniteError: If it has NaN or infinity.
+            NonFiniteError: If it, or a loss, has NaN or infinity; names the task.
+            OptionError: If a loss is negative and the method needs losses of at least 0.
         """
         positions, small, losses = self._check_gram(gram, losses, present)
         with torch.no_grad():
@@ -114,7 +114,7 @@ class GramBalancer(GradientBalancer):
     def _weigh(self, gram: Tensor | None, values: Tensor | None, present: tuple[int, ...], step: Step) -> Balanced:  # noqa: ARG002
         assert gram is not None
         weights = self.weights(gram, values, present=present)
-        return Balanced(weights, [], weights if self.task_gradients == "weighted" else None)
+        return Balanced(weights, [], own_factors(weights, gram) if self.task_gradients == "weighted" else None)
 
     def _balance(self, found: Found, gram: Tensor | None, step: Step, call: Call) -> Balanced:  # noqa: ARG002
         assert gram is not None
@@ -142,13 +142,10 @@ class JacobianBalancer(GradientBalancer):
 
         Raises:
             ShapeError: If the number of rows does not fit.
-            NonFiniteError: If there is NaN or infinity.
+            NonFiniteError: If there is NaN or infinity, in the losses, too; names the task.
+            OptionError: If a loss is negative and the method needs losses of at least 0.
         """
-        if jacobian.ndim != 2:
-            raise ShapeError(f"{self._owner}: jacobian must be (K, P), got {tuple(jacobian.shape)}")
-        positions = self._positions(len(jacobian), present)
-        if not gradients.all_finite([jacobian]):
-            raise NonFiniteError(f"{self._owner}: jacobian must be finite")
+        positions = self._check_rows(jacobian, losses, present)
         with torch.no_grad():
             return _direction(self.aggregate(jacobian.detach(), losses, positions))
 

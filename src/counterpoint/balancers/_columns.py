@@ -57,6 +57,5 @@ class ColumnsBalancer(JacobianBalancer):
         values = losses.detach().to("cpu", torch.float64)
         if values.shape != (len(present),):
             raise ShapeError(f"{self._owner}: losses must be ({len(present)},), got {tuple(values.shape)}")
-        names = [str(task) if self._names is None else self._names[task] for task in present]
-        check_values(self._owner, names, values, nonnegative=self.nonnegative_losses)
+        check_values(self._owner, self._names_of(present), values, nonnegative=self.nonnegative_losses)
         return values

@@ -90,12 +90,14 @@ class ComposedBalancer(GradientBalancer):
         Raises:
             OptionError: If a part gives no weights: use :meth:`combine`.
             ShapeError: If a part reads the losses and they are not given.
+            NonFiniteError: If there is NaN or infinity; names the task.
         """
         self._expect("weights", "losses", "gram")
         if self.reads == "losses":
             if losses is None:
                 raise ShapeError(f"{self._owner}: reads the losses; call weights(None, losses)")
             positions = self._positions(len(losses), present)
+            self._check_pure_losses(losses, positions)
             return self._weigh(None, losses, positions, self._pure(losses, positions)).weights  # type: ignore[return-value]
         assert gram is not None
         positions, small, values = self._check_gram(gram, losses, present)
@@ -116,9 +118,10 @@ class ComposedBalancer(GradientBalancer):
 
         Raises:
             OptionError: If all parts give weights: use :meth:`weights`.
+            NonFiniteError: If there is NaN or infinity; names the task.
         """
         self._expect("combine", "jacobian")
-        positions = self._positions(len(jacobian), present)
+        positions = self._check_rows(jacobian, losses, present)
         with torch.no_grad():
             values = None if losses is None else losses.detach().to(jacobian)
             return self._aggregate(jacobian.detach(), values, positions)

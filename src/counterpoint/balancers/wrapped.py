@@ -12,7 +12,7 @@ from counterpoint._checks import check_choice, check_integer, check_range
 from counterpoint.balancers._balancer import Balancer, Call
 from counterpoint.balancers._base import LossBalancer
 from counterpoint.balancers._composed import ComposedBalancer
-from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
+from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer, own_factors
 from counterpoint.balancers._losses import Step
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.errors import OptionError
@@ -193,7 +193,9 @@ class Wrapped(ComposedBalancer):
         if self._given["task_gradients"] == "raw":
             private = None
         else:
-            private = weights if self.task_gradients == "weighted" else found.private
+            private = found.private
+            if self.task_gradients == "weighted":
+                private = weights if gram is None else own_factors(weights, gram)
         at = list(present)
         self.previous[at] = weights.detach().to(self.previous)
         self.previous_private[at] = 1.0 if private is None else private.detach().to(self.previous)

@@ -61,10 +61,10 @@ def _read_features(balancer: Balancer, features: Tensor) -> list[Tensor]:
     return [balancer.transform(features, task) for task in range(balancer.num_tasks)]
 
 
-def _in_form(balancer: Balancer, losses: Tensor) -> list[Tensor]:
+def in_form(balancer: Balancer, losses: Iterable[Tensor]) -> list[Tensor]:
     """Return losses of five instances for each task, or of each prediction against the labels of all tasks."""
     size = 5 if balancer.loss_form == "instance" else balancer.num_tasks
-    return [loss * torch.linspace(0.2, 1.8, size).to(losses) for loss in losses]
+    return [loss * torch.linspace(0.2, 1.8, size).to(loss) for loss in losses]
 
 
 def _call_by_form(balancer: Balancer, losses: Tensor, present: tuple[int, ...] | None) -> Tensor:
@@ -72,7 +72,7 @@ def _call_by_form(balancer: Balancer, losses: Tensor, present: tuple[int, ...] |
     leaf = losses.detach().clone().requires_grad_()
     given: list[Tensor | None] = [None] * balancer.num_tasks
     positions = range(balancer.num_tasks) if present is None else present
-    for task, loss in zip(positions, _in_form(balancer, leaf), strict=True):
+    for task, loss in zip(positions, in_form(balancer, leaf), strict=True):
         given[task] = loss
     scalars = [scalar for scalar in balancer.scalars(given) if isinstance(scalar, Tensor)]
     weights = balancer.weights(None, torch.stack(scalars).detach(), present=present)  # type: ignore[attr-defined]
@@ -241,7 +241,7 @@ def _backward(factory: Factory, count: int) -> None:
     heads = torch.cat(_read_features(first, features))  # (K, columns)
     more = [jacobian @ leaf + offsets for _ in range(first.num_batches - 1)]
     losses = (jacobian * heads).sum(dim=1) + offsets
-    given = losses if first.loss_form == "task" else _in_form(first, losses)
+    given = losses if first.loss_form == "task" else in_form(first, losses)
     cut: dict[str, Any] = {"features": features, "level": "features"} if "transform" in first.needs else {}
     first.backward(given, shared=[leaf], more=more, **cut)
     found = call(second, jacobian, offsets)
