@@ -35,7 +35,7 @@ from counterpoint.gradients import find_scope
 from counterpoint.training.memory import step_peak_mb
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = {"MLP 5x512": 11, "encoder 6x192": 5, "ResNet-18": 5}
+ROUNDS = {"MLP 5x512": 11, "encoder 6x192": 7, "ResNet-18": 5}
 DEVICE = torch.device("cpu")
 STARTED = time.perf_counter()
 
