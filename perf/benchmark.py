@@ -6,8 +6,8 @@
 
 Baselines are plain PyTorch: the summed backward pass; seqK, K sequential passes of the trunk into one preallocated
 buffer (heads once); the same with Gram matrix and combination; feat1, heads and one pass of the trunk. All variants
-take turns in every round. Times are medians of what comes after the forward pass; ratios are medians of ratios within a
-round. Memory is the peak of the first step above what was in use before, counted over live tensors, and so includes
+take turns in every round, in an order of its own. Times are medians of what comes after the forward pass; ratios are
+medians of ratios within a round. Memory is the peak of the first step above what was in use before, counted over live tensors, and so includes
 buffers that are kept. Where torchjd is installed its methods run in the same rounds (in an environment of your own;
 it is no dependency).
 """
@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -74,8 +75,7 @@ def measure_case(case: Case, names: list[str], rounds: int, options: argparse.Na
     times = {name: ([], []) for name in runs}
     order = list(runs)
     for number in range(-1, rounds):
-        start = number % len(order)
-        for name in [*order[start:], *order[:start]]:
+        for name in random.Random(number).sample(order, len(order)):  # not always behind the same one
             case.clear()
             begin = time.perf_counter()
             given = case.forward(cut=makers[name][2])
