@@ -7,9 +7,9 @@
 Baselines are plain PyTorch: the summed backward pass; seqK, K sequential passes of the trunk into one preallocated
 buffer (heads once); the same with Gram matrix and combination; feat1, heads and one pass of the trunk. All variants
 take turns in every round, in an order of its own. Times are medians of what comes after the forward pass; ratios are
-medians of ratios within a round. Memory is the peak of the first step above what was in use before, counted over live tensors, and so includes
-buffers that are kept. Where torchjd is installed its methods run in the same rounds (in an environment of your own;
-it is no dependency).
+medians of ratios within a round. Memory is the peak of the first step above what was in use before, counted over live
+tensors, and so includes buffers that are kept. Where torchjd is installed its methods run in the same rounds (in an
+environment of your own; it is no dependency).
 """
 
 import argparse
