@@ -18,6 +18,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         FileError: If the folder cannot be written to.
     """
+    path = Path(os.path.realpath(path))  # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,17 +133,22 @@ def products(first: Float[Tensor, "K P"], second: Float[Tensor, "K P"]) -> Float
     whole = num_columns - num_columns % width
     entries = _CACHED if first.device.type == "cpu" else _LAUNCHED
     at_once = max(entries // max(num_rows * num_rows, 1), 1) * width
-    parts = []
+    total: Tensor | None = None
     for start in range(0, whole, at_once):
         stop = min(start + at_once, whole)
+        blocks = (stop - start) // width
         # (blocks, K, columns)
-        left, right = (rows[:, start:stop].reshape(num_rows, -1, width).transpose(0, 1) for rows in (first, second))
-        parts.append(torch.bmm(left, right.mT).sum(dim=0, dtype=torch.float64))
+        left, right = (
+            rows[:, start:stop].reshape(len(rows), blocks, width).transpose(0, 1) for rows in (first, second)
+        )
+        part = torch.bmm(left, right.mT).sum(dim=0, dtype=torch.float64)
+        total = part if total is None else total.add_(part)
     if whole < num_columns:
-        parts.append((first[:, whole:] @ second[:, whole:].mT).double())
-    if not parts:
-        return torch.zeros(num_rows, num_rows, dtype=torch.float64, device=first.device)
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        part = (first[:, whole:] @ second[:, whole:].mT).double()
+        total = part if total is None else total.add_(part)
+    if total is None:
+        return torch.zeros(num_rows, len(second), dtype=torch.float64, device=first.device)
+    return total
 
 
 def norms(gram: Float[Tensor, "K K"]) -> Float[Tensor, " K"]:

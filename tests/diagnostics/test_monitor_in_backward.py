@@ -1,5 +1,6 @@
 """A monitor given to ``backward`` is told what the balancer knows, and has the record of one that looks itself."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 from counterpoint import balancers
 from counterpoint.balancers import Chain, PCGrad, Uncertainty, Wrapped
 from counterpoint.diagnostics import ConflictMonitor
+from counterpoint.errors import ShapeError, UnknownNameError
 from counterpoint.gradients import group_grams
 
 TASKS = ("a", "b", "c")
@@ -141,11 +143,66 @@ def test_weight_and_bias_in_two_layers_of_the_record():
         torch.testing.assert_close(found[name], gram, rtol=1e-10, atol=0)
 
 
-def test_an_overflow_under_a_scaler_is_no_measurement():
+def test_an_overflow_under_a_scaler_measures_nothing():
     net = Network().float()
     monitor = ConflictMonitor(net, tasks=TASKS)
     losses = net(batch(0).float())
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     report = PCGrad(tasks=TASKS).backward({t: 1e6 * x for t, x in losses.items()}, scaler=scaler, monitor=monitor)
     assert report.skipped
-    assert not len(monitor.record().steps)
+    assert monitor.record().steps.tolist() == [0]
+    assert not monitor.record().whole_measured.any()
+
+
+def test_features_make_no_difference_to_what_is_measured():
+    found = []
+    for features in (False, True):
+        net = Network()
+        h = net.norm(net.convolution(batch(0))).relu().flatten(1)
+        z = net.bare(net.wide(h).tanh()).tanh()
+        losses = [(head(z) - index).square().mean() for index, head in enumerate(net.heads.values())]
+        monitor = ConflictMonitor(net, num_tasks=3, keep_cosines=True)
+        PCGrad(3).backward(losses, monitor=monitor, **({"features": [z]} if features else {}))
+        found.append(monitor.record())
+    assert found[0].layers == found[1].layers
+    np.testing.assert_allclose(found[0].cosines, found[1].cosines, atol=1e-5)
+
+
+def measured(monitor_tasks, balancer_tasks, losses):
+    net = Network()
+    monitor = ConflictMonitor(net, tasks=monitor_tasks, keep_cosines=True)
+    values = net(batch(0))
+    PCGrad(tasks=balancer_tasks).backward({task: values[task] for task in losses}, monitor=monitor)
+    return monitor.record()
+
+
+def test_tasks_in_another_order_are_put_right():
+    one, other = measured(TASKS, TASKS, TASKS), measured(("c", "a", "b"), TASKS, TASKS)
+    assert other.tasks == ("c", "a", "b")
+    assert other.whole_norms[0].tolist() == pytest.approx([one.whole_norms[0][at] for at in (2, 0, 1)])
+    partly = measured(("c", "a", "b"), TASKS, ("a", "c"))
+    assert np.isnan(partly.whole_norms[0]).tolist() == [False, False, True]
+
+
+def test_a_balancer_without_names_leaves_the_monitor_its_own():
+    net = Network()
+    monitor = ConflictMonitor(net, tasks=TASKS)
+    PCGrad(3).backward(list(net(batch(0)).values()), monitor=monitor)
+    assert monitor.record().tasks == TASKS
+
+
+@pytest.mark.parametrize(("tasks", "error"), [(("a", "b"), ShapeError), (("a", "b", "d"), UnknownNameError)])
+def test_a_monitor_of_other_tasks_is_refused(tasks, error):
+    net = Network()
+    with pytest.raises(error, match="ConflictMonitor"):
+        PCGrad(tasks=TASKS).backward(net(batch(0)), monitor=ConflictMonitor(net, tasks=tasks))
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_steps_are_counted_on_after_a_checkpoint():
+    net = Network()
+    monitor = ConflictMonitor(net, tasks=TASKS, every=2)
+    monitor.skip(11)
+    for step in range(3):
+        PCGrad(tasks=TASKS).backward(net(batch(step)), monitor=monitor)
+    assert monitor.record().steps.tolist() == [12]

@@ -4,18 +4,20 @@ import dataclasses
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from counterpoint._checks import check_choice, check_tasks
+from counterpoint.balancers._call import Call, Measure, Monitor
 from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.balancers._needs import NEEDS, LookAhead
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._state import StatefulModule
 from counterpoint.errors import NonFiniteError, OptionError, ShapeError
+from counterpoint.gradients.backward import full_precision
 from counterpoint.gradients.by_group import group_grams
 from counterpoint.gradients.columns import Leaves
 from counterpoint.gradients.jacobian import Level, Workspace
@@ -27,37 +29,6 @@ from counterpoint.gradients.reduce import (
     together,
 )
 from counterpoint.registry import Rebuildable
-
-Measure = Iterable[Tensor] | Literal["shared", "last"]
-
-
-class Monitor(Protocol):
-    """What measures the gradients of each layer: :class:`counterpoint.diagnostics.ConflictMonitor` does."""
-
-    def due(self) -> Mapping[str, Sequence[Tensor]] | None:
-        """Count one step, and return the parameters of each layer if this one is to be measured."""
-
-    def take(self, step: Step, grams: Mapping[str, Tensor]) -> None:
-        """Take the Gram matrix (k, k) of each layer, of the tasks that are present."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """The options of one call of ``backward``."""
-
-    shared: Iterable[Tensor] | None
-    features: tuple[Tensor, ...]
-    level: Level
-    group: dist.ProcessGroup | None
-    scaler: torch.amp.GradScaler | None
-    measure: Measure | None = None
-    more: tuple[Step, ...] = ()
-    monitor: Monitor | None = None
-    layers: Mapping[str, Sequence[Tensor]] | None = None  # to be measured in this call
-
-    def scale(self, device: torch.device) -> float:
-        """Return the loss scale; asking with a tensor makes a new scaler ready for ``scaler.step``."""
-        return 1.0 if self.scaler is None else float(self.scaler.scale(torch.ones((), device=device)))
 
 
 class Balancer(Rebuildable, StatefulModule, ABC):
@@ -274,7 +245,8 @@ class Balancer(Rebuildable, StatefulModule, ABC):
             step = self._read(self.scalars(losses), process_group)
             call = self._read_more(call, step, more)
             call = self._serve_monitor(call, step)
-            report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
+            with full_precision(step.values.device):
+                report = self._backward(step, call) if step.present else make_report(step, None, None, level, 0)
             finished = not report.skipped
         finally:
             if not finished:
@@ -318,13 +290,19 @@ class Balancer(Rebuildable, StatefulModule, ABC):
         if self._knows_layers(call):
             return dataclasses.replace(call, layers=layers)
         assert call.monitor is not None
-        with together(self._owner, call.group):
-            call.monitor.take(step, group_grams(step.losses, layers, scale=call.scale(step.values.device)))
+        # nothing of this is between processes: one of them alone may have a monitor
+        call.monitor.take(step, group_grams(step.losses, layers, scale=call.scale(step.values.device)))
         return call
 
-    def _knows_layers(self, call: Call) -> bool:  # noqa: ARG002
-        """Return whether a call gets the gradient of each plain loss by every shared parameter."""
+    @property
+    def tells_layers(self) -> bool:
+        """Whether a plain call, with losses only, gets the gradient of each loss by every shared parameter."""
         return False
+
+    def _knows_layers(self, call: Call) -> bool:
+        """Return whether a call gets the gradient of each plain loss by every parameter that tasks share."""
+        plain = (call.group, call.shared, call.features) == (None, None, ()) and call.measure in (None, "shared")
+        return self.tells_layers and plain
 
     def _read_more(self, call: Call, step: Step, more: Sequence[Losses]) -> Call:
         """Check the losses of further batches, which must be of the same tasks.

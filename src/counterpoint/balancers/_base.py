@@ -11,7 +11,7 @@ from torch import Tensor
 
 from counterpoint import gradients
 from counterpoint.balancers._balancer import Balancer as Balancer
-from counterpoint.balancers._balancer import Call
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer, own_factors
 from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport as BalancerReport
@@ -146,7 +146,7 @@ class JacobianBalancer(GradientBalancer):
             OptionError: If a loss is negative and the method needs losses of at least 0.
         """
         positions = self._check_rows(jacobian, losses, present)
-        with torch.no_grad():
+        with torch.no_grad(), gradients.full_precision(jacobian.device):
             return _direction(self.aggregate(jacobian.detach(), losses, positions))
 
     @abstractmethod

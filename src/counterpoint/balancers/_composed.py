@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from counterpoint.balancers._balancer import Balancer, Call
+from counterpoint.balancers._balancer import Balancer
 from counterpoint.balancers._gradient import GradientBalancer
 from counterpoint.balancers._losses import Losses, Step
 from counterpoint.balancers._needs import LookAhead
@@ -43,7 +43,9 @@ class ComposedBalancer(GradientBalancer):
         self.needs = frozenset().union(*(part.needs for part in parts))
         self.nonnegative_losses = any(part.nonnegative_losses for part in parts)
 
-    def _knows_layers(self, call: Call) -> bool:  # noqa: ARG002 - what it differentiates may be no plain losses
+    @property
+    def tells_layers(self) -> bool:
+        """No: what it differentiates may be no plain losses."""
         return False
 
     def end_epoch(self) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from counterpoint import gradients, linalg
-from counterpoint.balancers._balancer import Call
 from counterpoint.balancers._base import GramBalancer
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._losses import Step
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.errors import OptionError

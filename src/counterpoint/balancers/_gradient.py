@@ -11,7 +11,7 @@ from torch import Tensor
 
 from counterpoint import gradients, linalg
 from counterpoint._checks import check_choice
-from counterpoint.balancers._balancer import Call, Measure
+from counterpoint.balancers._call import Call, Measure
 from counterpoint.balancers._losses import Step, check_values
 from counterpoint.balancers._report import BalancerReport, make_report
 from counterpoint.balancers._weighted import Own, WeightedPass
@@ -79,7 +79,7 @@ class GradientBalancer(WeightedPass):
         if bad and call.scaler is None:
             raise self._nonfinite(step, bad)
         overflow = bool(bad)
-        if call.monitor is not None and call.layers is not None and not overflow:
+        if call.monitor is not None and call.layers is not None:
             call.monitor.take(step, found.group_grams(call.layers))
         private = [1.0] * len(step.losses)
         if overflow:
@@ -107,14 +107,11 @@ class GradientBalancer(WeightedPass):
         shown = None if bad else balanced.weights
         return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
 
-    def _knows_layers(self, call: Call) -> bool:
-        measure = self.measure if call.measure is None else call.measure
-        return (
-            (call.group, call.shared, call.level) == (None, None, "parameters")
-            and isinstance(measure, str)
-            and (measure, self.num_batches) == ("shared", 1)
-            and not (self.reads == "gram" and self.engine == "low_memory")
-        )
+    @property
+    def tells_layers(self) -> bool:
+        """Whether a plain call, with losses only, gets the gradient of each loss by every shared parameter."""
+        whole = isinstance(self.measure, str) and self.measure == "shared"
+        return whole and self.num_batches == 1 and not (self.reads == "gram" and self.engine == "low_memory")
 
     def _task_gradients(self, step: Step, call: Call, scale: float) -> Found:
         """Differentiate each loss once; without forming all gradients where the Gram matrix is enough and that pays."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from counterpoint import gradients
-from counterpoint.balancers._balancer import Balancer, Call
+from counterpoint.balancers._balancer import Balancer
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._losses import Step
 from counterpoint.gradients.backward import as_one_root, differentiate
 from counterpoint.gradients.reduce import together
@@ -73,6 +74,8 @@ class WeightedPass(Balancer):
         found = list(differentiate(edges, leaves, seeds, retain_graph=more))
         if call.group is not None:
             found = [_dense(gradient, leaf) for gradient, leaf in zip(found, leaves, strict=True)]
+        else:  # copies, as autograd may give one tensor to two leaves
+            found = [None if gradient is None else gradient.clone() for gradient in found]
         return dict(zip(leaves, found, strict=True))
 
     @staticmethod

@@ -4,8 +4,8 @@ import dataclasses
 
 from torch import Tensor
 
-from counterpoint.balancers._balancer import Call
 from counterpoint.balancers._base import LossBalancer
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._composed import ComposedBalancer
 from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer
 from counterpoint.balancers._losses import Step

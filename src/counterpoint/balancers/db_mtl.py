@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterpoint import linalg
 from counterpoint._checks import check_range
-from counterpoint.balancers._balancer import Call
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._columns import ColumnsBalancer
 from counterpoint.balancers._gradient import Balanced, Found
 from counterpoint.balancers._losses import Step

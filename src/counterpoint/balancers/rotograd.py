@@ -10,8 +10,8 @@ from torch import Tensor
 
 from counterpoint import linalg
 from counterpoint._checks import check_choice, check_integer, check_range
-from counterpoint.balancers._balancer import Call
 from counterpoint.balancers._base import JacobianBalancer
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._gradient import Balanced, Found
 from counterpoint.balancers._losses import Step
 from counterpoint.errors import OptionError, ShapeError

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from counterpoint._checks import check_choice, check_integer, check_range
-from counterpoint.balancers._balancer import Balancer, Call
+from counterpoint.balancers._balancer import Balancer
 from counterpoint.balancers._base import LossBalancer
+from counterpoint.balancers._call import Call
 from counterpoint.balancers._composed import ComposedBalancer
 from counterpoint.balancers._gradient import Balanced, Found, GradientBalancer, own_factors
 from counterpoint.balancers._losses import Step

@@ -13,6 +13,7 @@ from counterpoint.bench.monitored import monitored_run
 from counterpoint.bench.run_config import RunConfig
 from counterpoint.bench.tables import write_text
 from counterpoint.diagnostics import ConflictMonitor, ConflictRecord, conflict_bins
+from counterpoint.errors import OptionError
 from counterpoint.splitting import find_layers
 
 PAGE = "diagnose.html"
@@ -57,7 +58,14 @@ def diagnose(
     config = config.shortened(share)
 
     def make_monitor(built: Built) -> ConflictMonitor:
-        return _monitor(built, config, every, threshold)
+        monitor = _monitor(built, config, every, threshold)
+        fine = [edge for edge in (*chosen.edges, chosen.severe) if abs(100 * edge - round(100 * edge)) > 1e-7]
+        if fine and not monitor.keep_cosines:
+            raise OptionError(
+                f"diagnose: in a run this long cosines are counted in steps of 0.01, so no bin can end at {fine[0]:g}; "
+                "give multiples of 0.01, or measure less often (--every)"
+            )
+        return monitor
 
     options = {"every": every, "share": share}
     record = monitored_run(config, path, make_monitor, options=options, on_epoch=on_epoch)

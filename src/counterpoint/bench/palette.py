@@ -58,9 +58,8 @@ def bin_colors(count: int) -> list[str]:
     Args:
         count: Number of bins, at least 2.
     """
-    last = len(_CONFLICTS) - 1
-    steps = max(count - 2, 1)
-    places = [min(round(at * (last - 1) / steps), last) for at in range(count - 1)]
+    last = len(_CONFLICTS) - (2 if count < len(_CONFLICTS) + 1 else 1)  # the darkest only where it is needed
+    places = [round(at * last / max(count - 2, 1)) for at in range(count - 1)]
     return [_AGREES, *(_CONFLICTS[place] for place in places)]
 
 

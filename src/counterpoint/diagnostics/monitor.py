@@ -12,8 +12,9 @@ from counterpoint.balancers._losses import Losses, Step, read_losses
 from counterpoint.diagnostics._bins import Bins
 from counterpoint.diagnostics.record import GRID, ConflictRecord
 from counterpoint.diagnostics.spectrum import effective_rank
-from counterpoint.errors import OptionError
+from counterpoint.errors import OptionError, ShapeError
 from counterpoint.gradients import group_grams
+from counterpoint.registry import unknown
 from counterpoint.splitting.layers import find_layers, layer_parameters, sizes
 
 _BINS = 128  # entries of a record that does not keep every cosine are at most this many
@@ -125,9 +126,33 @@ class ConflictMonitor:
             step: The losses of the step.
             grams: Layer -> inner products of the task gradients, (k, k), of the k tasks that are present.
             at: Number of the step; default the number of calls before this one.
+
+        Raises:
+            ShapeError: If the step is of another number of tasks.
+            UnknownNameError: If it is of other tasks.
         """
-        self._names = step.names
-        self._add(self._calls - 1 if at is None else at, grams, step.present)
+        self._add(self._calls - 1 if at is None else at, grams, self._positions(step))
+
+    def skip(self, steps: int) -> None:
+        """Count steps that were taken before this monitor was made, when training goes on from a checkpoint."""
+        self._calls = check_integer("ConflictMonitor.skip: steps", steps, low=0)
+
+    def _positions(self, step: Step) -> list[int]:
+        """Return which of the monitor's tasks are present in a step, whose order may be another one."""
+        if len(step.names) != self.num_tasks:
+            raise ShapeError(
+                f"ConflictMonitor: built for {self.num_tasks} tasks, and the balancer has {len(step.names)}: "
+                f"{list(step.names)}; build it with the same tasks"
+            )
+        numbers = tuple(map(str, range(self.num_tasks)))  # what stands for names where there are none
+        if self._names in (None, numbers):
+            self._names = step.names
+        if numbers in (self._names, step.names):  # by position
+            return list(step.present)
+        for name in step.names:
+            if name not in self._names:
+                raise unknown("task of ConflictMonitor", name, self._names)
+        return [self._names.index(step.names[position]) for position in step.present]
 
     def _add(self, step: int, grams: Mapping[str, Tensor], present: Sequence[int]) -> None:
         stacked = np.full((len(self._layers) + 1, self.num_tasks, self.num_tasks), np.nan)

@@ -1,5 +1,6 @@
 """The gradient engine: which parameters are shared, the gradients of each task, and their writing into ``.grad``."""
 
+from counterpoint.gradients.backward import full_precision as full_precision
 from counterpoint.gradients.by_group import group_grams as group_grams
 from counterpoint.gradients.columns import Leaves as Leaves
 from counterpoint.gradients.columns import in_columns as in_columns

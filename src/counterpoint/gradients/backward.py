@@ -56,6 +56,16 @@ def as_one_root(losses: Sequence[Tensor], seeds: Tensor) -> tuple[list[Tensor], 
 
 
 @contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off, in which a caller may be: products of gradients would be made in half precision."""
+    with contextlib.ExitStack() as stack:
+        for kind in {"cpu", device.type}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
 def cut(edges: Iterable[tuple[Node, int] | GradientEdge]) -> Iterator[None]:
     """Stop backward passes at edges, so that the gradient of one has no part that comes through another."""
     outputs: dict[Node, set[int]] = {}

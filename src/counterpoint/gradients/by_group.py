@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
+from counterpoint.gradients.backward import full_precision
 from counterpoint.gradients.heads import differentiate_heads, find_frontier
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.low_memory import Block, by_task, find_stretches, pass_stretch, width
@@ -34,6 +35,11 @@ def group_grams(
         Name -> (K, K) in float64 on the CPU, of each group of which two tasks or more reach a leaf, in the order of
         ``groups``; zero in the row and column of a task that does not reach it.
     """
+    with full_precision(losses[0].device):
+        return _group_grams(losses, groups, scale)
+
+
+def _group_grams(losses: Sequence[Tensor], groups: Mapping[str, Sequence[Tensor]], scale: float) -> dict[str, Tensor]:
     walk = Walk()
     scope = find_scope(losses, walk=walk)
     owner = {leaf: name for name, leaves in groups.items() for leaf in leaves}

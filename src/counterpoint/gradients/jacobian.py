@@ -160,15 +160,11 @@ def grams_of_columns(
 
 def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:
     """Add each task's gradients of its own leaves, times a factor, to them."""
-    entries = [
-        (leaf, gradient, factor)
-        for leaves, own, factor in zip(scope.private, gradients, factors, strict=True)
-        for leaf, gradient in zip(leaves, own, strict=True)
-        if gradient is not None
-    ]
-    copies = scaled_copies([gradient for _, gradient, _ in entries], [factor for *_, factor in entries])
-    for (leaf, _, _), gradient in zip(entries, copies, strict=True):
-        accumulate(leaf, gradient)
+    for leaves, own, factor in zip(scope.private, gradients, factors, strict=True):
+        pairs = [(leaf, gradient) for leaf, gradient in zip(leaves, own, strict=True) if gradient is not None]
+        copies = scaled_copies([gradient for _, gradient in pairs], factor)
+        for (leaf, _), gradient in zip(pairs, copies, strict=True):
+            accumulate(leaf, gradient)
 
 
 def task_gradients(

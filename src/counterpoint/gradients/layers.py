@@ -21,8 +21,8 @@ from counterpoint.gradients.scope import Walk
 Parents = Mapping[Node, Collection[Node]]
 _PASSING = ("TBackward0", "ToCopyBackward0")  # between a weight and the operation that uses it
 _ROW_TRAFFIC = 4.0  # an inner product of long rows waits for memory: its operations cost this many of a matrix product
-_CHANNELS = 32  # the same of a convolution, whose outputs have many positions
 _PIECE = 128  # columns of the output gradients whose products are made at once where memory is short
+_CHANNELS = 32  # the same of a convolution, whose outputs have many positions
 
 
 @dataclasses.dataclass

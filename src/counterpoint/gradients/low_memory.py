@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from counterpoint import linalg
-from counterpoint.gradients.backward import differentiate, unscaled
+from counterpoint.gradients.backward import differentiate
 from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, find_frontier, stack_gradients
 from counterpoint.gradients.jacobian import empty_rows, fill_row
 from counterpoint.gradients.layers import Layer, find_layers
@@ -58,9 +58,13 @@ class LowMemoryGradients(ByLeaf):
         pairs = zip(weights.tolist(), self.losses, strict=True)
         seeds = [torch.full_like(loss, weight * self.scale) for weight, loss in pairs]
         edges = [loss_edge(loss) for loss in self.losses]
-        found = differentiate(edges, self.leaves, seeds, retain_graph=self.retain_graph)
-        pieces = zip(found, self.leaves, strict=True)
-        return [torch.zeros_like(leaf) if piece is None else unscaled(piece, self.scale) for piece, leaf in pieces]
+        found = list(differentiate(edges, self.leaves, seeds, retain_graph=self.retain_graph))
+        pieces: list[Tensor] = []
+        for leaf in self.leaves:  # copies, as autograd may give one tensor to two leaves; one after another
+            piece = found.pop(0)
+            pieces.append(torch.zeros_like(leaf) if piece is None else piece * (1.0 / self.scale))
+            del piece
+        return pieces
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -163,43 +167,76 @@ def pass_stretch(part: Stretch, seeds: Seeds, num_tasks: int) -> Block:
     entering = {edge: seeds.pop(edge) for edge in part.begin if edge in seeds}
     if not entering:
         return Block([], [], [], [torch.zeros(0)] * num_tasks)
-    kept = {_key(layer.edge) for layer in part.layers}
-    inputs = [*part.rest, *([] if part.end is None else [GradientEdge(*part.end)])]
-    rows: list[Tensor] = []
-    outputs: list[Tensor | None] = [None for _ in part.layers]
-    leaving: list[Tensor | None] = []
-    together: Tensor | None = None
+    passing = _Passing(part, entering, num_tasks)
     with arrivals(part.lasts) as arrived:
         for task in range(num_tasks):
-            arrived.clear()
-            here = {edge: gradient for edge, own in entering.items() if (gradient := own[task]) is not None}
-            edges = [GradientEdge(*edge) for edge in here]
-            found = differentiate_layers(edges, part.layers, inputs, list(here.values()), retain_graph=True)
-            for place, gradient in enumerate(found[: len(outputs)]):
-                if not _is_same(gradient, here.get(_key(part.layers[place].edge))):
-                    outputs[place] = _put(outputs[place], gradient, task, num_tasks)
-            rows.append(empty_rows(1, part.rest, None)[0])
-            fill_row(rows[task], found[len(outputs) : len(outputs) + len(part.rest)], part.rest)
-            gone = arrived.get(part.end) if part.end else None
-            if part.whole:
-                together = _put(together, gone, task, num_tasks)
-            else:
-                leaving.append(gone)
-            del here, found, gone
-            for edge, own in entering.items():
-                if edge not in kept:
-                    own[task] = None
-    if together is not None:
-        leaving = list(together.unbind())
+            passing.take(task, arrived)
+    leaving = passing.leaving
     if part.end is not None and any(gradient is not None for gradient in leaving):
         others = seeds.get(part.end)
         seeds[part.end] = leaving if others is None else list(map(_sum, leaving, others))
-    wholes = [
-        _together(entering.get(_key(layer.edge), [])) if whole is None else whole
-        for layer, whole in zip(part.layers, outputs, strict=True)
-    ]
-    reached = [(layer, d) for layer, d in zip(part.layers, wholes, strict=True) if d is not None]
-    return Block([layer for layer, _ in reached], [d for _, d in reached], part.rest, rows)
+    reached = [(layer, d) for layer, d in zip(part.layers, passing.wholes(), strict=True) if d is not None]
+    return Block([layer for layer, _ in reached], [d for _, d in reached], part.rest, passing.rows)
+
+
+class _Passing:
+    """What the passes of the tasks through one stretch bring.
+
+    Args:
+        part: The stretch.
+        entering: The gradients at its begin; let go task by task.
+        num_tasks: Number of tasks K.
+    """
+
+    def __init__(self, part: Stretch, entering: Seeds, num_tasks: int) -> None:
+        self.part, self.entering, self.num_tasks = part, entering, num_tasks
+        self.rows: list[Tensor] = []
+        self._keys = [_key(layer.edge) for layer in part.layers]
+        self._inputs = [*part.rest, *([] if part.end is None else [GradientEdge(*part.end)])]
+        self._outputs: list[Tensor | None] = [None for _ in part.layers]
+        self._unchanged: list[list[int]] = [[] for _ in part.layers]  # tasks whose gradient is what entered
+        self._leaving: list[Tensor | None] = []
+        self._together: Tensor | None = None
+
+    def take(self, task: int, arrived: dict[Edge, Tensor]) -> None:
+        """Let one task pass; ``arrived`` is where its gradient at the end is kept."""
+        arrived.clear()
+        part = self.part
+        here = {edge: gradient for edge, own in self.entering.items() if (gradient := own[task]) is not None}
+        edges = [GradientEdge(*edge) for edge in here]
+        found = differentiate_layers(edges, part.layers, self._inputs, list(here.values()), retain_graph=True)
+        for place, key in enumerate(self._keys):
+            if _is_same(found[place], here.get(key)):
+                self._unchanged[place].append(task)
+            else:
+                self._outputs[place] = _put(self._outputs[place], found[place], task, self.num_tasks)
+        self.rows.append(empty_rows(1, part.rest, None)[0])
+        fill_row(self.rows[-1], found[len(self._keys) : len(self._keys) + len(part.rest)], part.rest)
+        gone = arrived.get(part.end) if part.end else None
+        if part.whole:
+            self._together = _put(self._together, gone, task, self.num_tasks)
+        else:
+            self._leaving.append(gone)
+        for edge, own in self.entering.items():
+            if edge not in self._keys:
+                own[task] = None
+
+    @property
+    def leaving(self) -> list[Tensor | None]:
+        """The gradients at the end, of each task."""
+        return self._leaving if self._together is None else list(self._together.unbind())
+
+    def wholes(self) -> list[Tensor | None]:
+        """Return for each layer its output gradients of all tasks, (K, ...)."""
+        wholes: list[Tensor | None] = []
+        for key, whole, tasks in zip(self._keys, self._outputs, self._unchanged, strict=True):
+            if whole is None:
+                wholes.append(_together(self.entering.get(key, [])))
+                continue
+            for task in tasks:  # nothing arrived at this layer from elsewhere
+                _put(whole, self.entering[key][task], task, self.num_tasks)
+            wholes.append(whole)
+        return wholes
 
 
 def _together(gradients: Sequence[Tensor | None]) -> Tensor | None:

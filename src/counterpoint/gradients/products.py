@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import linalg
-from counterpoint.gradients.backward import unscaled
+from counterpoint.gradients.backward import full_precision, unscaled
 from counterpoint.gradients.jacobian import Workspace, grams_of_columns, split_row, task_gradients, write_private
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
@@ -223,7 +223,8 @@ def measure_gram(
         features: Tensors where the heads begin, if known: saves walking the heads again.
     """
     shared = None if shared is None else list(shared)  # it may be a generator, and is read twice
-    found = layer_gradients(losses, shared=shared, features=features, retain_graph=True)
-    if found is None:
-        return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
-    return found.gram()
+    with full_precision(losses[0].device):
+        found = layer_gradients(losses, shared=shared, features=features, retain_graph=True)
+        if found is None:
+            return task_gradients(losses, shared=shared, features=features, retain_graph=True).gram()
+        return found.gram()

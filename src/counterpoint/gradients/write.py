@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-_FUSED = ("cpu", "cuda")  # devices whose gradient scaler looks at many tensors in one call
 _SMALL, _FEW = 8192, 4  # entries of a tensor, and number of tensors, from which on a call of its own pays
 
 
@@ -27,14 +26,15 @@ def accumulate(leaf: Tensor, gradient: Tensor) -> None:
 
 
 @torch.no_grad()
-def scaled_copies(gradients: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
-    """Return new tensors: each gradient times its factor. They may be of any dtype and layout."""
+def scaled_copies(gradients: Sequence[Tensor], factor: float) -> Sequence[Tensor]:
+    """Return new tensors: each gradient times a factor. They may be of any dtype and layout."""
     if not gradients:
         return ()
     first = gradients[0]
-    if all(g.layout == torch.strided and g.dtype == first.dtype and g.device == first.device for g in gradients):
-        return torch._foreach_mul(list(gradients), list(factors))  # pyright: ignore[reportPrivateImportUsage]
-    return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
+    kind = (Tensor, torch.strided, first.dtype, first.device)
+    if all((type(g), g.layout, g.dtype, g.device) == kind for g in gradients):
+        return torch._foreach_mul(list(gradients), factor)  # pyright: ignore[reportPrivateImportUsage]
+    return [gradient * factor for gradient in gradients]
 
 
 def backward_into(
@@ -90,8 +90,7 @@ def all_finite(tensors: Sequence[Tensor | None], *, fresh: bool = False) -> bool
     if not real:
         return True
     device = real[0].device
-    plain = fresh and device.type in _FUSED and all(type(t) is Tensor for t in real)  # no shards, for example
-    if plain and all(t.is_contiguous() and t.device == device for t in real):
+    if fresh and _is_fusable(real):
         found, one = torch.zeros(1, device=device), torch.ones(1, device=device)
         torch._amp_foreach_non_finite_check_and_unscale_(real, found, one)  # pyright: ignore[reportPrivateImportUsage]
         return float(found) == 0.0
@@ -105,6 +104,18 @@ def all_finite(tensors: Sequence[Tensor | None], *, fresh: bool = False) -> bool
         sums = [t.to(sums[0]) for t in sums]
     total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
     return math.isfinite(float(total)) or all(bool(torch.isfinite(t).all()) for t in real)
+
+
+def _is_fusable(tensors: Sequence[Tensor]) -> bool:
+    """Whether the function of gradient scalers takes tensors and is right about them.
+
+    On CUDA it knows no bfloat16, looks at doubles as floats, and takes one dtype only.
+    """
+    device, dtypes = tensors[0].device, {tensor.dtype for tensor in tensors}
+    if not all(type(t) is Tensor and t.device == device and t.is_contiguous() for t in tensors):
+        return False
+    half_or_float = len(dtypes) == 1 and dtypes <= {torch.float16, torch.float32}
+    return device.type == "cpu" or (device.type == "cuda" and half_or_float)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -124,6 +124,8 @@ def fit(
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
     loop.watch, loop.before_batch = watch, before_batch
     loop.resume()
+    if watch is not None and loop.step:
+        watch.skip(loop.step)
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
         if on_epoch is not None:

@@ -94,7 +94,9 @@ class Visit:
         known = balancer.reports_gram and parts.level != "features" and not outside and _any_of(losses)
         monitor, self.monitor = self.monitor, False
         watch, self.watch = self.watch, None
-        if watch is not None and not known:
+        plain = (parts.level, parts.shared) == (None, None) and not outside and _any_of(losses)
+        told = balancer.tells_layers and plain
+        if watch is not None and not told:
             begin = time.perf_counter()
             watch.observe(scalar_losses(self._losses, [task.name for task in parts.tasks], balancer.loss_form))
             self.seconds += time.perf_counter() - begin
@@ -113,7 +115,7 @@ class Visit:
             level=parts.level,
             shared=parts.shared,
             more=more,
-            monitor=watch if known else None,
+            monitor=watch if told else None,
         )
         if monitor and known:
             self.gram = report.gram
