@@ -107,8 +107,9 @@ def test_links_between_pages_exist():
 def test_the_classes_of_the_guide_work_in_a_comparison(tmp_path):
     """The files and the first command of docs/own_problem.md, with fewer seeds and epochs."""
     page = (ROOT / "docs" / "own_problem.md").read_text()
-    houses, balancer = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    houses, network, balancer = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "houses.py").write_text(houses)
+    (tmp_path / "rows.py").write_text(network)
     (tmp_path / "mine.py").write_text(balancer)
     command = re.findall(r"^counterpoint (compare .*)$", page, flags=re.MULTILINE)[0]
     words = [
@@ -126,6 +127,12 @@ def test_the_classes_of_the_guide_work_in_a_comparison(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["mine:InverseNorm"]["final"]["metrics"]["price"]["accuracy"]["values"][0] > 60
+    command = re.findall(r"^counterpoint (split .*)$", page, flags=re.MULTILINE)[0]
+    quick = ["--data.num_train", "256", "--data.num_val", "32", "--data.num_test", "32", "--training.epochs", "2"]
+    call = [sys.executable, "-m", "counterpoint.cli.main", *shlex.split(command), "--plan-only", "--out", "split"]
+    done = subprocess.run([*call, *quick], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "split" / "plan.json").exists()
 
 
 def test_what_the_readme_says_that_methods_ask_of_the_loop_is_true():

@@ -1,6 +1,6 @@
 """Backbones: a chain of stages that can be run whole or step by step."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, final
@@ -44,9 +44,9 @@ class Backbone(nn.Module, ABC):
         return self.features(x)[-1]
 
     @classmethod
-    @abstractmethod
     def parse_shape(cls, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Check the shape of one input, without the batch axis."""
+        """Check the shape of one input, without the batch axis; by default any will do."""
+        return tuple(input_shape)
 
 
 def _image_shape(owner: str, input_shape: Sequence[int]) -> tuple[int, ...]:
