@@ -345,3 +345,34 @@ def test_streams_of_other_numbers_of_tasks_do_not_mix():
     two, three = (split(nn.Linear(4, 4), [""], count) for count in (2, 3))
     with pytest.raises(SplitError, match=r"streams of \[2, 3\] tasks meet"):
         two(three(torch.randn(1, 4)))
+
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+class _Custom(nn.Module):
+    def forward(self, x):
+        return _Double.apply(x)
+
+
+@pytest.mark.parametrize("after", ["split layer", "normalization", "head"])
+def test_a_custom_function_before_a_module_of_its_own_way_is_an_error(after):
+    last = {"split layer": nn.Linear(4, 4), "normalization": nn.BatchNorm1d(4), "head": nn.Identity()}[after]
+    network = nn.Sequential(nn.Linear(4, 4), _Custom(), last)
+    heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+    model = nn.ModuleDict({"trunk": network, "heads": heads})
+    split(model, ["trunk.0", *(["trunk.2"] if after == "split layer" else [])], 2, heads="heads")
+
+    def run():
+        z = model["trunk"](torch.randn(3, 4))
+        return [head(z) for head in heads]
+
+    with pytest.raises(SplitError, match="custom function"):
+        run()

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from counterpoint.splitting.streams import pick
+from counterpoint.splitting.streams import Streams, check_history, collect, pick
 
 
 class _Read:
@@ -14,7 +14,7 @@ class _Read:
         self.task = task
 
     def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return pick(args, self.task), pick(kwargs, self.task)
+        return _own((args, kwargs), self.task)
 
 
 class _Give:
@@ -24,7 +24,15 @@ class _Give:
         self.task = task
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        return pick(output, self.task)
+        return _own(output, self.task)
+
+
+def _own(value: Any, task: int) -> Any:
+    """Return a nested value with the tensors of one task."""
+    found: list[Streams] = []
+    collect(value, found)
+    check_history(found)
+    return pick(value, task)
 
 
 def read_own_stream(head: nn.Module, task: int) -> None:

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from counterpoint.splitting._copies import Copies, add_shortcut, select, selected
 from counterpoint.splitting._noise import repeated_noise
-from counterpoint.splitting.streams import Streams, collect, count_tasks, join, pick
+from counterpoint.splitting.streams import Streams, check_history, collect, count_tasks, join, pick
 
 
 def make_whole(module: nn.Module) -> None:
@@ -44,6 +44,7 @@ def _forward_of(base: type[nn.Module]) -> Callable:
             return base.forward(self, *args, **kwargs)
         found: list[Streams] = []
         collect((args, kwargs), found)
+        check_history(found)
         copies: list[Copies] = []
         _find_copies(self, copies)
         if not found and not copies:

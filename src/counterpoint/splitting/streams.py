@@ -108,7 +108,7 @@ def streams(output: Any, num_tasks: int | None = None) -> tuple[Any, ...]:
     """
     found: list[Streams] = []
     collect(output, found)
-    _check_history(found)
+    check_history(found)
     count = len(found[0]._parts) if found else num_tasks
     if count is None:
         raise OptionError(
@@ -134,7 +134,7 @@ def each(function: Callable, *args: Any, **kwargs: Any) -> Any:
     collect((args, kwargs), found)
     if not found:
         return function(*args, **kwargs)
-    _check_history(found)
+    check_history(found)
     results = [function(*pick(args, task), **pick(kwargs, task)) for task in range(count_tasks(found))]
     return join(results, getattr(function, "__name__", "the function"), found, same_noise=_quiet(found))
 
@@ -247,7 +247,7 @@ def count_tasks(found: Sequence[Streams], further: Iterable[int] = ()) -> int:
     return counts.pop()
 
 
-def _check_history(found: Sequence[Streams]) -> None:
+def check_history(found: Sequence[Streams]) -> None:
     """Refuse streams that got a history of their own: the streams inside have none, gradients would be lost."""
     with torch._C.DisableTorchFunctionSubclass():
         for known in found:
@@ -261,7 +261,7 @@ def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         flat = _flat_streams(args)
         if flat:
             count = count_tasks(flat)
-            _check_history(flat)
+            check_history(flat)
             results = [
                 func(*[a._parts[task] if type(a) is Streams else a for a in args], **kwargs) for task in range(count)
             ]
@@ -274,7 +274,7 @@ def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     count = count_tasks(found)
-    _check_history(found)
+    check_history(found)
     name = func.__name__
     if func == _ANY:
         return any(part.requires_grad for part in found[0]._parts)
