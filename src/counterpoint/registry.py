@@ -149,6 +149,8 @@ class Registry(Generic[T]):
             raise OptionError(
                 f"{self.kind} {name!r}: must be a subclass of {self.base.__module__}.{self.base.__name__}"
             )
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise OptionError(f"{self.kind} {name!r}: has to define {', '.join(missing)}")
         return found
 
     def create(self, name: str, *args: object, **options: object) -> T:

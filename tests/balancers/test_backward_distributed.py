@@ -27,6 +27,7 @@ from counterpoint.balancers import (
     PCGrad,
     RotoGrad,
 )
+from counterpoint.diagnostics import ConflictMonitor
 from counterpoint.errors import CounterpointError
 
 
@@ -133,6 +134,16 @@ def refused(rank, group, change, kind, *, scaler=None):
     )
 
 
+def watched(rank, group, kind, monitors):
+    """Return the gradients of a step, and what was measured where this process has a monitor."""
+    torch.manual_seed(0)  # of the balancer's own generator
+    net, balancer = Net(), kind(3)
+    monitor = ConflictMonitor(net, num_tasks=3) if rank in monitors else None
+    more = [net(batch(rank, 9 + i))[1] for i in range(balancer.num_batches - 1)]
+    balancer.backward(net(batch(rank))[1], process_group=group, more=more, monitor=monitor)
+    return [p.grad for p in net.parameters()], None if monitor is None else len(monitor.record().steps)
+
+
 def other_tasks(rank, h, losses, net):
     return [None, *losses[1:]] if rank else losses
 
@@ -170,6 +181,7 @@ def work(rank, folder):
     for name, kind in KINDS.items():
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         found["scaler", name] = refused(rank, group, bad_gradient, kind, scaler=scaler)
+        found["watched", name] = [watched(rank, group, kind, monitors) for monitors in ((), (0,), (0, 1))]
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -239,6 +251,16 @@ def test_all_tasks_absent_everywhere(both, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_an_overflow_in_one_process_makes_both_skip(both, name):
     assert [ranks["scaler", name] for ranks in both] == [("none", "True", True)] * 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_monitor_in_one_process_alone_changes_nothing(both, name):
+    for rank, ranks in enumerate(both):
+        (plain, none), (first, alone), (second, together) = ranks["watched", name]
+        assert (none, alone, together) == (None, None if rank else 1, 1)
+        for a, b, c in zip(plain, first, second, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def test_a_second_call_reads_what_is_there(done, capsys):
         (["--every", "0"], "diagnose: every must be in"),
         (["--share", "1.5"], "share of the epochs must be in"),
         (["--threshold", "-2"], "diagnose: threshold must be in"),
+        (["--bins", "cityscape"], "did you mean cityscapes"),
+        (["--bins", "0", "0.1"], "edges must fall"),
         (["--evry", "3"], "did you mean --every"),
         (["--balancer", "pcgrd"], "pcgrad"),
         (["--data.tasks", "[left]"], "conflict is between tasks"),
@@ -94,6 +96,14 @@ def test_wrong_calls_are_one_line(arguments, message, tmp_path, capsys):
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
     assert printed.out == ""
+
+
+def test_bins_that_a_long_run_cannot_count_are_refused_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["counterpoint.bench.diagnose"], "_MOST_COSINES", 0)
+    path = tmp_path / "run"
+    assert main(["diagnose", "digits", *QUICK, "--bins", "0", "-0.015", "--out", str(path)]) == 2
+    assert "no bin can end at -0.015; give multiples of 0.01" in capsys.readouterr().err
+    assert not list(path.glob("metrics.jsonl"))
 
 
 def test_another_diagnosis_in_the_folder(done, capsys):

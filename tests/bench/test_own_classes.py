@@ -37,6 +37,24 @@ class Points(MultiTaskData):
         return TensorSplit({"image": image, "x": (image[:, 0] > 0).long(), "y": (image[:, 1] > 0).long()})
 
 
+class Half(balancers.LossBalancer):
+    """Says nothing of what it minimizes."""
+
+    key, equation, source, provenance, scale = "half", "L = ?", "made here", "made here", "1"
+
+    def __init__(self, num_tasks=None, *, tasks=None) -> None:
+        super().__init__(num_tasks, tasks)
+
+
+class Bare(blocks.Backbone):
+    """Has no stages."""
+
+    key, source = "bare", "made here"
+
+    def __init__(self, input_shape) -> None:
+        super().__init__()
+
+
 class First(balancers.LossBalancer):
     """Only the first task counts."""
 
@@ -80,3 +98,10 @@ def test_wrong_names(tmp_path):
         data.create("nowhere.deep:Thing")
     with pytest.raises(OptionError, match=r"must be a subclass of counterpoint\.balancers\._balancer\.Balancer"):
         balancers.create("pathlib:Path")
+    done = run(tmp_path, "train", "digits", "--balancer", "own:Half")
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("balancer 'own:Half': has to define objective")
+    done = run(tmp_path, "train", "digits", "--model.backbone", "own:Bare")
+    assert done.returncode == 2
+    assert "backbone 'own:Bare': its __init__ has to set self.stages and self.channels" in done.stderr
+    assert "Traceback" not in done.stderr

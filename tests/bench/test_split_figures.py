@@ -62,4 +62,4 @@ def test_it_is_in_the_report(split, comparison):
 def test_bins_have_colours_of_their_own(count):
     colors = bin_colors(count)
     assert len(colors) == count
-    assert len(set(colors)) >= min(count, 6)
+    assert len(set(colors)) == min(count, 7)

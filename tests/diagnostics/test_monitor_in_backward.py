@@ -199,10 +199,10 @@ def test_a_monitor_of_other_tasks_is_refused(tasks, error):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_steps_are_counted_on_after_a_checkpoint():
+def test_steps_are_counted_from_where_one_says():
     net = Network()
     monitor = ConflictMonitor(net, tasks=TASKS, every=2)
-    monitor.skip(11)
+    monitor.next_step(11)
     for step in range(3):
         PCGrad(tasks=TASKS).backward(net(batch(step)), monitor=monitor)
     assert monitor.record().steps.tolist() == [12]

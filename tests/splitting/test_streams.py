@@ -347,19 +347,9 @@ def test_streams_of_other_numbers_of_tasks_do_not_mix():
         two(three(torch.randn(1, 4)))
 
 
-class _Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * 2
-
-
 class _Custom(nn.Module):
     def forward(self, x):
-        return _Double.apply(x)
+        return Doubled.apply(x)
 
 
 @pytest.mark.parametrize("after", ["split layer", "normalization", "head"])

@@ -229,3 +229,11 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path, monkeypat
             folder.save_checkpoint("last", {"epoch": 2})
         assert folder.load_checkpoint("last") == {"epoch": 1}
         assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_is_written_through_a_link_is_where_it_leads(tmp_path):
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "there.json")
+    write_atomically(tmp_path / "link.json", b"new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "there.json").read_text() == "new"

@@ -80,6 +80,7 @@ class GradientBalancer(WeightedPass):
             raise self._nonfinite(step, bad)
         overflow = bool(bad)
         if call.monitor is not None and call.layers is not None:
+            assert isinstance(found, gradients.TaskGradients | gradients.LayerGradients)  # see tells_layers
             call.monitor.take(step, found.group_grams(call.layers))
         private = [1.0] * len(step.losses)
         if overflow:

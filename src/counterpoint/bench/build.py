@@ -155,6 +155,11 @@ def _fabric(training: TrainingConfig) -> Fabric:
 def _model(config: RunConfig, dataset: MultiTaskData, tasks: tuple[Task, ...]) -> torch.nn.Module:
     own = config.model
     backbone = blocks.BACKBONES.create(own.backbone, dataset.input_shape, **_tuples(own.backbone_options))
+    if missing := [name for name in ("stages", "channels") if not hasattr(backbone, name)]:
+        raise OptionError(
+            f"backbone {own.backbone!r}: its __init__ has to set {' and '.join(f'self.{name}' for name in missing)}; "
+            "docs/own_problem.md has an example"
+        )
     heads = {
         task.name: blocks.HEADS.create(own.head, backbone.channels[-1], task.num_outputs, **own.head_options)
         for task in tasks

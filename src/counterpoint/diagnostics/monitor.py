@@ -133,9 +133,9 @@ class ConflictMonitor:
         """
         self._add(self._calls - 1 if at is None else at, grams, self._positions(step))
 
-    def skip(self, steps: int) -> None:
-        """Count steps that were taken before this monitor was made, when training goes on from a checkpoint."""
-        self._calls = check_integer("ConflictMonitor.skip: steps", steps, low=0)
+    def next_step(self, step: int) -> None:
+        """Say which step comes next, counted from 0: after a checkpoint, or where some steps are not shown to it."""
+        self._calls = check_integer("ConflictMonitor.next_step: step", step, low=0)
 
     def _positions(self, step: Step) -> list[int]:
         """Return which of the monitor's tasks are present in a step, whose order may be another one."""

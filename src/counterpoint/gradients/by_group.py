@@ -8,6 +8,7 @@ from torch import Tensor
 from counterpoint import linalg
 from counterpoint.gradients.backward import full_precision
 from counterpoint.gradients.heads import differentiate_heads, find_frontier
+from counterpoint.gradients.jacobian import by_owner, grams_of_columns, sum_by_group
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.low_memory import Block, by_task, find_stretches, pass_stretch, width
 from counterpoint.gradients.passes import is_batchable, run_passes
@@ -42,20 +43,19 @@ def group_grams(
 def _group_grams(losses: Sequence[Tensor], groups: Mapping[str, Sequence[Tensor]], scale: float) -> dict[str, Tensor]:
     walk = Walk()
     scope = find_scope(losses, walk=walk)
-    owner = {leaf: name for name, leaves in groups.items() for leaf in leaves}
+    owner = by_owner(groups)
     wanted = [leaf for leaf in scope.shared if leaf in owner]
     layers = [layer for layer in find_layers(wanted, walk) if _fits(layer, owner)]
-    num_tasks = len(losses)
-    totals = {owner[leaf]: torch.zeros(num_tasks, num_tasks, dtype=torch.float64) for leaf in wanted}
-    for block in _blocks(losses, scope, walk, layers, wanted, scale):
-        for layer, outputs in zip(block.layers, block.outputs, strict=True):
-            totals[owner[layer.weight]] += _layer_part(layer, outputs).cpu()
-        start = 0
-        for leaf in block.rest:
-            stop = start + leaf.numel() * (2 if leaf.is_complex() else 1)
-            totals[owner[leaf]] += linalg.gram_of_list([row[start:stop] for row in block.rows]).cpu()
-            start = stop
-    return {name: totals[name] / scale / scale for name in groups if name in totals}
+
+    def parts() -> Iterator[tuple[str, Tensor]]:
+        for leaf in wanted:  # one that nothing arrives at has zeros
+            yield owner[leaf], torch.zeros(len(losses), len(losses), dtype=torch.float64)
+        for block in _blocks(losses, scope, walk, layers, wanted, scale):
+            for layer, outputs in zip(block.layers, block.outputs, strict=True):
+                yield owner[layer.weight], _layer_part(layer, outputs).cpu()
+            yield from grams_of_columns(block.rows, block.rest, owner)
+
+    return {name: gram / scale / scale for name, gram in sum_by_group(parts(), groups).items()}
 
 
 def _fits(layer: Layer, owner: Mapping[Tensor, str]) -> bool:

@@ -105,8 +105,9 @@ def _at_once(
     arrived: list[dict[Edge, Tensor]] = [{} for _ in losses]
     roots, seeds = as_one_root(losses, torch.full((len(losses),), scale, device=losses[0].device))
     with arrivals(lasts, lambda node: arrived[tasks[node]]), cut(edges if len(edges) > 1 else ()):
-        edges_of = roots if len(roots) < len(losses) else [loss_edge(loss) for loss in losses]
-        found = differentiate(edges_of, [*targets, *own], seeds, retain_graph=retain_graph)
+        # of losses that were not stacked: not through a tensor that they are elements of
+        begins = roots if len(roots) == 1 < len(losses) else [loss_edge(loss) for loss in losses]
+        found = differentiate(begins, [*targets, *own], seeds, retain_graph=retain_graph)
     gradients = iter(unscaled_all(found[len(targets) :], scale))
     return (
         [[sent.get(edge) for edge in edges] for sent in arrived],

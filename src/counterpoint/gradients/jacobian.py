@@ -1,7 +1,7 @@
 """The gradients of every task, formed one after another (the plain engine), and their way back into ``.grad``."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -66,7 +66,7 @@ class TaskGradients:
 
         As :func:`~counterpoint.gradients.by_group.group_grams`.
         """
-        return grams_of_columns(self.jacobian, self.scope.shared, groups)
+        return sum_by_group(grams_of_columns(self.jacobian, self.scope.shared, by_owner(groups)), groups)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return the weighted sum of the rows, (N,)."""
@@ -136,26 +136,34 @@ class TaskGradients:
 
 
 def grams_of_columns(
-    rows: Tensor, leaves: Sequence[Tensor], groups: Mapping[str, Sequence[Tensor]]
-) -> dict[str, Tensor]:
-    """Return the inner products (K, K), in float64 on the CPU, of the columns that belong to each group.
+    rows: Sequence[Tensor] | Tensor, leaves: Sequence[Tensor], owner: Mapping[Tensor, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the inner products (K, K), in float64 on the CPU, of the columns of each leaf, with the leaf's group.
 
     Args:
-        rows: Gradients of all tasks, (K, P).
+        rows: The gradient of each task, (P,), or all of them, (K, P).
         leaves: The leaves of the columns, in their order.
-        groups: Name -> leaves; a group without any of the columns is left out.
+        owner: The group of each leaf; one that has none is left out.
     """
-    columns, start = {}, 0
+    start = 0
     for leaf in leaves:
-        columns[leaf] = slice(start, start + _columns(leaf))
-        start += _columns(leaf)
+        stop = start + _columns(leaf)
+        if leaf in owner:
+            yield owner[leaf], linalg.gram_of_list([row[start:stop] for row in rows]).cpu()
+        start = stop
+
+
+def by_owner(groups: Mapping[str, Sequence[Tensor]]) -> dict[Tensor, str]:
+    """Return the group of each leaf."""
+    return {leaf: name for name, leaves in groups.items() for leaf in leaves}
+
+
+def sum_by_group(parts: Iterable[tuple[str, Tensor]], groups: Iterable[str]) -> dict[str, Tensor]:
+    """Add up the parts of each group; those without a part are left out, the others are in the order of ``groups``."""
     found: dict[str, Tensor] = {}
-    for name, group in groups.items():
-        for leaf in group:
-            if leaf in columns:
-                part = linalg.gram(rows[:, columns[leaf]]).cpu()
-                found[name] = found[name] + part if name in found else part
-    return found
+    for name, part in parts:
+        found[name] = found[name] + part if name in found else part
+    return {name: found[name] for name in groups if name in found}
 
 
 def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:

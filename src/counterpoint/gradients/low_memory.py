@@ -45,14 +45,6 @@ class LowMemoryGradients(ByLeaf):
         """Return the inner products of the task gradients, (K, K) in float64."""
         return self.products / self.scale / self.scale
 
-    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Refuse: they are no longer there.
-
-        Raises:
-            NotImplementedError: Always; measure them before, by :func:`~counterpoint.gradients.by_group.group_grams`.
-        """
-        raise NotImplementedError("engine='low_memory' keeps nothing of single layers")
-
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the task gradients, a tensor for each leaf of :attr:`leaves`."""
         pairs = zip(weights.tolist(), self.losses, strict=True)

@@ -2,14 +2,22 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from counterpoint import linalg
 from counterpoint.gradients.backward import full_precision, unscaled
-from counterpoint.gradients.jacobian import Workspace, grams_of_columns, split_row, task_gradients, write_private
+from counterpoint.gradients.jacobian import (
+    Workspace,
+    by_owner,
+    grams_of_columns,
+    split_row,
+    sum_by_group,
+    task_gradients,
+    write_private,
+)
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
@@ -47,13 +55,6 @@ class ByLeaf(ABC):
     @abstractmethod
     def gram(self) -> Tensor:
         """Return the inner products of the task gradients, (K, K) in float64."""
-
-    @abstractmethod
-    def group_grams(self, groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Return the inner products of the gradients of each group of leaves.
-
-        As :func:`~counterpoint.gradients.by_group.group_grams`.
-        """
 
     @abstractmethod
     def combine(self, weights: Tensor) -> list[Tensor]:
@@ -110,21 +111,20 @@ class LayerGradients(ByLeaf):
 
         As :func:`~counterpoint.gradients.by_group.group_grams`.
         """
-        owner = {leaf: name for name, leaves in groups.items() for leaf in leaves}
-        parts = [grams_of_columns(self.rows, self.rest, groups)]
+        found = sum_by_group(self._group_parts(by_owner(groups)), groups)
+        return {name: gram / self.scale / self.scale for name, gram in found.items()}
+
+    def _group_parts(self, owner: Mapping[Tensor, str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield inner products of parts of the leaves, with the group of the part."""
+        yield from grams_of_columns(self.rows, self.rest, owner)
         for layer, outputs in zip(self.layers, self.outputs, strict=True):
-            if len({owner.get(leaf) for leaf in layer.leaves}) == 1:
-                name = owner.get(layer.weight)
-                parts.append({} if name is None else {name: layer_gram(layer, outputs).cpu()})
-            else:  # a bias in another group than its weight: the gradients themselves
+            owners = {owner.get(leaf) for leaf in layer.leaves}
+            if len(owners) == 1 and layer.weight in owner:
+                yield owner[layer.weight], layer_gram(layer, outputs).cpu()
+            elif owners != {None}:  # a bias in another group than its weight: the gradients themselves
                 dtype = torch.promote_types(torch.float32, outputs.dtype)
                 alone = [torch.cat([g.flatten() for g in layer.gradients(d.to(dtype))]) for d in outputs]
-                parts.append(grams_of_columns(torch.stack(alone), layer.leaves, groups))
-        found: dict[str, Tensor] = {}
-        for part in parts:
-            for name, gram in part.items():
-                found[name] = found[name] + gram if name in found else gram
-        return {name: found[name] / self.scale / self.scale for name in groups if name in found}
+                yield from grams_of_columns(alone, layer.leaves, owner)
 
     def _gram(self, *, exact: bool) -> Tensor:
         total = linalg.gram(self.rows).to(self.rows.device)

@@ -124,8 +124,6 @@ def fit(
     loop = _Loop(model, data, balancer, optimizer, folder, options, tasks, scheduler, schedule, fabric)
     loop.watch, loop.before_batch = watch, before_batch
     loop.resume()
-    if watch is not None and loop.step:
-        watch.skip(loop.step)
     while loop.epoch < options.epochs:
         record = loop.run_epoch()
         if on_epoch is not None:
@@ -264,6 +262,8 @@ class _Loop:
         if self.before_batch is not None:
             self.before_batch(self.parts, batch)
         observed = time.perf_counter() - begin
+        if self.watch is not None:
+            self.watch.next_step(self.step - 1)
         visit = Visit(self.parts, batch, others, monitor=monitor, watch=self.watch)
         try:
             report = self.schedule.step(
