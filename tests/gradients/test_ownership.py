@@ -61,8 +61,8 @@ def test_tasks_whose_gradient_enters_at_a_layer_and_others_that_come_from_above(
         rows = [torch.cat([gradient.flatten() for gradient in own]) for own in found]
         wanted += torch.stack(rows) @ torch.stack(rows).T
     found = low_memory_gradients(losses, retain_graph=True)
-    if found is not None:
-        torch.testing.assert_close(found.gram(), wanted, rtol=1e-10, atol=1e-14)
+    assert found is not None
+    torch.testing.assert_close(found.gram(), wanted, rtol=1e-10, atol=1e-14)
     parts = group_grams(losses, {str(at): list(layer.parameters()) for at, layer in enumerate(layers)})
     torch.testing.assert_close(sum(parts.values()), wanted, rtol=1e-10, atol=1e-14)
 
