@@ -9,12 +9,19 @@ from torch.nn.utils import parametrize
 
 from counterpoint.splitting.streams import Streams, gather
 
-_local = threading.local()
+
+class _Selected(threading.local):
+    """The task for which a module runs as a whole; ``None`` for all at once."""
+
+    task: int | None = None
+
+
+_local = _Selected()
 
 
 def selected() -> int | None:
     """Return the task for which a module runs as a whole; ``None`` for all at once."""
-    return getattr(_local, "task", None)
+    return _local.task
 
 
 class select:  # noqa: N801 - used like a function
@@ -97,9 +104,12 @@ def add_shortcut(kind: type[nn.Module], name: str) -> None:
     slow: Any = kind.__dict__[name]
 
     def get(self: nn.Module) -> Any:
-        task = selected()
+        task = _local.task
+        if task is None:
+            return slow.fget(self)
         holder: Any = self._modules["parametrizations"]._modules[name]  # pyright: ignore[reportOptionalMemberAccess]
-        if task is None or len(holder._modules) != 1 or not isinstance(holder._modules["0"], Copies):
+        steps = holder._modules
+        if len(steps) != 1 or not isinstance(steps["0"], Copies):
             return slow.fget(self)
         key = f"original{task}"
         return holder._parameters[key] if key in holder._parameters else holder._buffers[key]

@@ -8,7 +8,8 @@ from torch.nn.utils import parametrize
 
 from counterpoint.splitting._copies import Copies, add_shortcut, select, selected
 from counterpoint.splitting._noise import repeated_noise
-from counterpoint.splitting.streams import Streams, check_history, collect, count_tasks, join, pick
+from counterpoint.splitting._short import short_way
+from counterpoint.splitting.streams import Streams, check_history, collect, count_tasks, draws_alike, join, pick
 
 
 def make_whole(module: nn.Module) -> None:
@@ -38,24 +39,30 @@ def make_picklable(module: nn.Module) -> None:
 
 def _forward_of(base: type[nn.Module]) -> Callable:
     """Return a ``forward`` that runs that of ``base`` once per task."""
+    short = short_way(next(kind for kind in base.__mro__ if not _is_made(kind)))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if selected() is not None:
             return base.forward(self, *args, **kwargs)
+        if short is not None and len(args) == 1 and not kwargs:
+            made = short(self, args[0])
+            if made is not None:
+                return made
         found: list[Streams] = []
-        collect((args, kwargs), found)
-        check_history(found)
-        copies: list[Copies] = []
-        _find_copies(self, copies)
+        collect(args, found)
+        if kwargs:
+            collect(kwargs, found)
+        copies = _find_copies(self)
         if not found and not copies:
             return base.forward(self, *args, **kwargs)
+        check_history(found)
+        count = count_tasks(found, [part.num_tasks for part in copies])
+        quiet = draws_alike(found) or True in [part.same_noise for part in copies]
 
         def run(task: int) -> Any:
             with select(task):
                 return base.forward(self, *pick(args, task), **(pick(kwargs, task) if kwargs else kwargs))
 
-        count = count_tasks(found, {part.num_tasks for part in copies})
-        quiet = any(known._same_noise for known in found) or any(part.same_noise for part in copies)
         if quiet:
             results = repeated_noise(run, count, _device(found, self), {})
         else:
@@ -65,13 +72,17 @@ def _forward_of(base: type[nn.Module]) -> Callable:
     return forward
 
 
-def _find_copies(module: nn.Module, found: list[Copies]) -> None:
-    """Add the copies inside a module; in every forward, and so without what ``modules()`` does for each name."""
-    for child in module._modules.values():
-        if isinstance(child, Copies):
-            found.append(child)
-        elif child is not None and child._modules:
-            _find_copies(child, found)
+def _find_copies(module: nn.Module) -> list[Copies]:
+    """Return the copies inside a module; in every forward, and so without what ``modules()`` does for each name."""
+    found: list[Copies] = []
+    left = [module]
+    while left:
+        for child in left.pop()._modules.values():
+            if isinstance(child, Copies):
+                found.append(child)
+            elif child is not None and child._modules:
+                left.append(child)
+    return found
 
 
 def _device(found: list[Streams], module: nn.Module) -> Any:

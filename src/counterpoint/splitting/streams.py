@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from counterpoint.splitting._where import running_module
 _METADATA_ONLY = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
 _READS = frozenset({"item", "tolist", "__float__", "__complex__"})
 _PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_FLAT = (Tensor, torch.nn.Parameter, *_PLAIN)  # types of arguments that have nothing inside
+_ATOMS = frozenset(_PLAIN)
+_FLAT = frozenset({Tensor, torch.nn.Parameter, *_PLAIN})  # types of arguments that have nothing inside
 _META = torch.device("meta")
 _ANY = Tensor.requires_grad.__get__  # pyright: ignore[reportAttributeAccessIssue] - a copy may be frozen for one task
 _ALONE = "write it with tensor operations, or name the module in split(..., whole=[...]): it then runs once per task"
@@ -77,7 +78,7 @@ def gather(parts: Sequence[Tensor], *, same_noise: bool) -> Streams:
         first.shape,
         dtype=first.dtype,
         device=_META,  # code in C that assigns or reads it finds no memory and fails, where it would take any address
-        requires_grad=any(part.requires_grad for part in parts),
+        requires_grad=True in [part.requires_grad for part in parts],
     )
     made._parts = tuple(parts)
     made._same_noise = same_noise
@@ -136,32 +137,43 @@ def each(function: Callable, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     check_history(found)
     results = [function(*pick(args, task), **pick(kwargs, task)) for task in range(count_tasks(found))]
-    return join(results, getattr(function, "__name__", "the function"), found, same_noise=_quiet(found))
+    return join(results, getattr(function, "__name__", "the function"), found, same_noise=draws_alike(found))
 
 
 def collect(value: Any, found: list[Streams]) -> None:
     """Add every ``Streams`` inside a nested value to ``found``."""
+    kind = type(value)
+    if kind is Streams:
+        found.append(value)
+    elif kind not in _FLAT:
+        for item in _items(value):
+            collect(item, found)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """Return what is inside of a nested value; nothing for what is not nested."""
     if isinstance(value, Tensor):
-        if isinstance(value, Streams):
-            found.append(value)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            collect(item, found)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            collect(item, found)
-    elif isinstance(value, slice):
-        collect((value.start, value.stop, value.step), found)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            collect(getattr(value, field.name), found)
+        return ()
+    if isinstance(value, (tuple, list)):
+        return value
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, slice):
+        return value.start, value.stop, value.step
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return ()
 
 
 def pick(value: Any, task: int) -> Any:
     """Return a nested value with the tensor of one task in place of every ``Streams``."""
-    if isinstance(value, Tensor):
-        return value._parts[task] if isinstance(value, Streams) else value
     kind = type(value)
+    if kind is Streams:
+        return value._parts[task]
+    if kind in _FLAT or isinstance(value, Tensor):
+        return value
+    if kind is tuple or kind is list:
+        return kind([item._parts[task] if type(item) is Streams else pick(item, task) for item in value])
     if isinstance(value, tuple):
         items = [pick(item, task) for item in value]
         return kind(*items) if hasattr(value, "_fields") else value if isinstance(value, torch.Size) else kind(items)
@@ -204,9 +216,9 @@ def join(results: Sequence[Any], source: str | Callable, found: Sequence[Streams
     first = results[0]
     if isinstance(first, Tensor):
         for known in found:
-            if all(map(operator.is_, results, known._parts)):
+            if first is known._parts[0] and all(map(operator.is_, results, known._parts)):
                 return known  # an in-place operation, or one that had nothing to do
-        if len(results) > 1 and all(result is first for result in results):
+        if len(results) > 1 and results[1] is first and all(result is first for result in results):
             return first
         return gather(results, same_noise=same_noise)
     if isinstance(first, _PLAIN):
@@ -230,8 +242,9 @@ def refusal(what: str, advice: str = _ALONE) -> SplitError:
     return SplitError(f"split: {running_module()}, {what}; {advice}")
 
 
-def _quiet(found: Sequence[Streams]) -> bool:
-    return any(known._same_noise for known in found)
+def draws_alike(found: Sequence[Streams]) -> bool:
+    """Whether random numbers are to be the same for every task, where some streams meet."""
+    return True in [known._same_noise for known in found]
 
 
 def count_tasks(found: Sequence[Streams], further: Iterable[int] = ()) -> int:
@@ -240,11 +253,12 @@ def count_tasks(found: Sequence[Streams], further: Iterable[int] = ()) -> int:
     Raises:
         SplitError: If it is not the same for all.
     """
-    counts = {len(known._parts) for known in found}
-    counts.update(further)
-    if len(counts) > 1:
-        raise refusal(f"streams of {sorted(counts)} tasks meet", "split all layers for the same number of tasks")
-    return counts.pop()
+    counts = [*[len(known._parts) for known in found], *further]
+    count = counts[0]
+    if counts.count(count) != len(counts):
+        meeting = sorted(set(counts))
+        raise refusal(f"streams of {meeting} tasks meet", "split all layers for the same number of tasks")
+    return count
 
 
 def check_history(found: Sequence[Streams]) -> None:
@@ -257,15 +271,18 @@ def check_history(found: Sequence[Streams]) -> None:
 
 def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run a function of PyTorch once per task."""
-    if _is_usual(func.__name__) and all(type(value) in _PLAIN for value in kwargs.values()):
+    kind = _kind(func.__name__)
+    if kind != "special" and (not kwargs or all(type(value) in _ATOMS for value in kwargs.values())):
         flat = _flat_streams(args)
-        if flat:
+        if flat and (kind == "computes" or args[0] is flat[0]):
             count = count_tasks(flat)
             check_history(flat)
+            if kind == "writes":
+                _write.check_apart(flat[0]._parts, func.__name__)
             results = [
                 func(*[a._parts[task] if type(a) is Streams else a for a in args], **kwargs) for task in range(count)
             ]
-            return join(results, func, flat, same_noise=_quiet(flat))
+            return join(results, func, flat, same_noise=draws_alike(flat))
     found: list[Streams] = []
     collect(args, found)
     if kwargs:
@@ -286,10 +303,11 @@ def _call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 @functools.cache
-def _is_usual(name: str) -> bool:
-    """Whether a function of this name only computes: it writes nothing, draws nothing and decides nothing."""
-    special = _METADATA_ONLY | _READS | NOISY | {"__get__", "__set__"}
-    return not (name in special or _write.is_write(name))
+def _kind(name: str) -> Literal["computes", "writes", "special"]:
+    """Say whether a function of this name only computes, writes to its first argument, or needs a closer look."""
+    if name in _METADATA_ONLY | _READS | NOISY | {"__get__", "__set__"}:
+        return "special"
+    return "writes" if _write.is_write(name) else "computes"
 
 
 def _flat_streams(args: tuple) -> list[Streams]:
@@ -300,8 +318,9 @@ def _flat_streams(args: tuple) -> list[Streams]:
         if kind is Streams:
             found.append(value)
         elif kind is tuple:
-            if not all(type(item) is int for item in value):
-                return []
+            for item in value:
+                if type(item) is not int:
+                    return []
         elif kind not in _FLAT:
             return []
     return found
@@ -309,7 +328,7 @@ def _flat_streams(args: tuple) -> list[Streams]:
 
 def _map(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], found: Sequence[Streams], count: int) -> Any:
     """Run a function that computes something once per task, and see to what it writes."""
-    quiet = _quiet(found)
+    quiet = draws_alike(found)
 
     def repeat(run: Callable[[int], Any]) -> list[Any]:
         if quiet and name in NOISY:
