@@ -41,10 +41,11 @@ def short_way(kind: type[nn.Module]) -> Short | None:
         count = count_tasks(found, [one.num_tasks for one in copies])
         check_history(found)
         made = []
+        inputs = found[0]._parts if found else (x,) * count
         for task in range(count):
             key = f"original{task}"
             tensors = [values[key if name is None else name] for values, name in own]
-            made.append(apply(layer, x._parts[task] if found else x, *tensors))
+            made.append(apply(layer, inputs[task], *tensors))
         return gather(made, same_noise=draws_alike(found) or True in [one.same_noise for one in copies])
 
     return run
