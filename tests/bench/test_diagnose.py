@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from counterpoint import bench
+from counterpoint.bench import diagnose_figures
 from counterpoint.bench.diagnose_figures import MAX_COLUMNS, coarser, distribution_section, lengths_section, map_section
 from counterpoint.bench.diagnose_page import worst_layers
+from counterpoint.bench.page import together
 from counterpoint.cli.main import main
 from counterpoint.diagnostics import (
     PAPER_BINS,
@@ -223,6 +225,20 @@ def test_printed_reductions_come_out_of_the_bins():
         first = 1 + bins.edges.index(bins.severe)
         assert len(joint) == len(bins.edges) + 1
         assert 100 * reduced_mass(sum(recon[first:]), sum(joint[first:])) == pytest.approx(reduced, abs=0.011)
+
+
+def test_labels_of_layers_do_not_look_like_numbers():
+    label = diagnose_figures._common_part
+    assert label(["net.a.conv", "net.a.norm"]) == "net.a."
+    assert label(["net.stages.0.0", "net.stages.0.1"]) == "net."
+    assert label(["net.stages.0.conv", "net.stages.1.conv"]) == "net."
+    assert label(["0", "2"]) == ""
+
+
+def test_numbers_and_their_signs_stay_together():
+    assert together("27 % to 42 %, 0.1 \u00b1 0.2 %, < -0.03, \u2265 0; a < b, 3 of 4") == (
+        "27\xa0% to 42\xa0%, 0.1 \u00b1\xa00.2\xa0%, <\xa0-0.03, \u2265\xa00; a < b, 3 of 4"
+    )
 
 
 def test_worst_layers_are_ranked_by_score():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.test_report_browser import BROKEN_WORDS
 from bench.test_report_browser import browser as browser
 from counterpoint.bench import diagnose_page
 from diagnostics.test_findings import make
@@ -23,9 +24,15 @@ def test_page_draws_and_fits(browser, width, tmp_path):
     page.wait_for_selector("html[data-drawn]", state="attached")
     drawn = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg.main-svg').length)")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    ticks = page.evaluate("[...document.querySelectorAll('#figure-map-0 .xtick text')].map(t => t.textContent)")
+    scale = page.locator("#figure-map-0 .cbtitle").text_content()
+    broken = page.eval_on_selector_all("#results .method", BROKEN_WORDS)
     context.close()
     assert len(drawn) == 7
     assert all(drawn)
     assert wide == 0
+    assert ticks[0].startswith("step ")
+    assert scale == "mean cosine"
+    assert broken == []
     assert problems == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -53,6 +53,14 @@ def test_each_method_has_its_bins_and_its_size(split):
     assert added[plain] == pytest.approx(0.0)
 
 
+def test_methods_without_a_split_network_are_not_beside_it(split):
+    comparison, plain, name, _ = split
+    (section,) = split_sections(comparison)
+    for figure in section.figures:
+        assert figure.layout["yaxis"]["ticktext"] == [plain, name]
+    assert len(comparison.rows) > 3
+
+
 def test_it_is_in_the_report(split, comparison):
     assert "What splitting did" in render_report(split[0])
     assert "What splitting did" not in render_report(comparison)

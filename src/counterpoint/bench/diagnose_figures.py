@@ -15,7 +15,7 @@ from counterpoint.diagnostics import PAPER_BINS, ConflictBins, ConflictRecord
 
 MAX_COLUMNS = 64  # of the map; more entries than this are drawn as means of neighbors
 MAX_PAIRS = 6  # more pairs than this, and the ones that conflict most are drawn
-_ROW, _FRAME = 15, 84  # pixels a layer, and around the map
+_ROW, _FRAME = 15, 100  # pixels a layer, and around the map
 _DIVERGING = [[0.0, "#a63603"], [0.25, "#f0a15e"], [0.5, "#f7f7f7"], [0.75, "#74aed6"], [1.0, "#08519c"]]
 
 
@@ -89,6 +89,7 @@ def _map(record: ConflictRecord, number: int, at: int) -> Figure:
             "ypad": 10,
             "outlinewidth": 0,
             "tickfont": {"size": 11},
+            "title": {"text": "mean cosine", "side": "top", "font": {"size": 11}},
         },
     }
     prefix = _common_part(record.layers)
@@ -102,7 +103,9 @@ def _map(record: ConflictRecord, number: int, at: int) -> Figure:
         showgrid=False,
     )
     half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5
-    horizontal = axis("", showgrid=False, range=[steps[0] - half, steps[-1] + half])
+    horizontal = axis(
+        "", tickprefix="step ", showtickprefix="first", showgrid=False, range=[steps[0] - half, steps[-1] + half]
+    )
     one, other = (escape(task) for task in record.pairs[at])
     words = f"Map of the mean cosine of the gradients of {one} and {other} by layer and step."
     return Figure(
@@ -240,10 +243,12 @@ def _layer_label(name: str, length: int = 18) -> str:
 
 
 def _common_part(names: Sequence[str]) -> str:
-    """Return what all names begin with, up to a dot and with it."""
+    """Return what all names begin with, up to a dot and with it, such that something else than a number follows."""
     pieces = [name.split(".")[:-1] for name in names]
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*pieces, strict=False))
-    return "".join(f"{column[0]}." for column in same)
+    same = [column[0] for column in itertools.takewhile(lambda all_: len(set(all_)) == 1, zip(*pieces, strict=False))]
+    while same and any(name.split(".")[len(same)].isdecimal() for name in names):
+        same.pop()  # 0.1 would look like a number
+    return "".join(f"{part}." for part in same)
 
 
 def _log_axis(title: str, values: np.ndarray) -> dict:

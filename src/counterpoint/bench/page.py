@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def render_page(template: str, sections: Sequence[Section], **content: Any) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["together"] = together
     scripts = {
         "plotly": inline_script(require("plotly.offline", extra="bench").get_plotlyjs()),
         "page": inline_script((TEMPLATES / "report.js").read_text(encoding="utf-8")),
@@ -44,6 +46,11 @@ def render_page(template: str, sections: Sequence[Section], **content: Any) -> s
         hashes=[hash_source(text) for text in scripts.values()],
         **content,
     )
+
+
+def together(text: str) -> str:
+    """Return a text in which no line ends between a number and its per cent sign, or after a sign of comparison."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=[<\u2265\u00b1]) (?=-?\d)", "\u00a0", text)
 
 
 def inline_script(script: str) -> str:

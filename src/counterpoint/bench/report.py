@@ -47,6 +47,7 @@ def render_report(comparison: Comparison) -> str:
         "report.html.jinja",
         sections,
         comparison=comparison,
+        num_methods=sum(row.method != SINGLE_TASK for row in comparison.rows),
         readings=READINGS,
         verdict=verdict(comparison),
         verdict_equal_time=verdict(comparison, "equal_time"),

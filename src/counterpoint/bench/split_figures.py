@@ -39,8 +39,10 @@ def conflict_shares(comparison: Comparison, method: str, bins: ConflictBins) -> 
 
 def split_sections(comparison: Comparison) -> list[Section]:
     """Return the section on split layers; none if no network was split."""
-    methods = [row.method for row in comparison.rows if row.method != SINGLE_TASK]
-    if not any(part_split(method)[1] for method in methods):
+    rows = [row.method for row in comparison.rows if row.method != SINGLE_TASK]
+    bases = {base for base, name in map(part_split, rows) if name}
+    methods = [method for method in rows if part_split(method)[0] in bases]
+    if not methods:
         return []
     order = sorted(methods, key=lambda method: (methods.index(part_split(method)[0]), methods.index(method)))
     index = {row.method: at for at, row in enumerate(comparison.rows)}
@@ -90,7 +92,7 @@ def split_sections(comparison: Comparison) -> list[Section]:
         "Networks with some layers split, one copy per task, beside the same method on the network as it was. Left: "
         "cosines between the task gradients of everything that is still shared, all seeds together, in the bins of the "
         f"Recon paper: {', '.join(bins.names())} (from blue to brown). Right: how much larger the network became. "
-        "Delta_m is in the table and the first figure."
+        "\u0394m is in the table and the first figure."
     )
     return [Section("splits", "What splitting did", caption, [conflict, size])]
 
