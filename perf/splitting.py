@@ -3,10 +3,11 @@
 The network is a chain of residual stages (ResNet-18's plan, narrow) or of linear ones, cut before one of them. By
 hand, the stages before the cut run once and K deep copies of the others one after another. Split, all layers after the
 cut have one copy per task (``all``), or only the first of them has (``first``: the same work, most parameters shared).
-``late`` splits the last layer only, over the unsplit network. Minima over interleaved rounds, of forward, backward and
-optimizer step, and of forward alone in eval mode; as ratios inside one run.
+``late`` splits the last layer only, over the unsplit network. Of forward, backward and optimizer step, and of forward
+alone in eval mode: the median and the quartiles of the ratios within a round; each round runs all networks, begins with
+another one, and counts the time of the processor, as others may use the machine.
 
-    python perf/splitting.py [--rounds 15] [--out perf/results/NAME.json]
+    python perf/splitting.py [--rounds 40] [--out perf/results/NAME.json]
 """
 
 import argparse
@@ -14,8 +15,10 @@ import copy
 import itertools
 import json
 import platform
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -103,32 +106,35 @@ def evaluation(network, unpack):
     return run
 
 
-def measure(name: str, cut: int, num_tasks: int, rounds: int) -> dict[str, float]:
+def measure(name: str, cut: int, num_tasks: int, rounds: int) -> dict[str, Any]:
     x, y = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
     found = {}
     for mode in ("step", "eval"):
         runs = {}
         for key, network, unpack in variants(name, cut, num_tasks):
             runs[key] = training(network, unpack, y) if mode == "step" else evaluation(network, unpack)
-        best = dict.fromkeys(runs, float("inf"))
+        spent: dict[str, list[float]] = {key: [] for key in runs}
+        order = list(runs)
         for round_ in range(rounds + 2):
-            for key, run in runs.items():
-                begin = time.perf_counter()
-                run(x)
-                spent = time.perf_counter() - begin
+            for key in order:
+                begin = time.process_time()
+                runs[key](x)
                 if round_ >= 2:
-                    best[key] = min(best[key], spent)
-        found[f"{mode}_by_hand_ms"] = best["by_hand"] * 1000
-        found[f"{mode}_all_over_by_hand"] = best["all"] / best["by_hand"]
-        found[f"{mode}_first_over_by_hand"] = best["first"] / best["by_hand"]
-        found[f"{mode}_late_over_unsplit"] = best["late"] / best["unsplit"]
+                    spent[key].append(time.process_time() - begin)
+            order.append(order.pop(0))
+        found[f"{mode}_by_hand_ms"] = statistics.median(spent["by_hand"]) * 1000
+        for key, base in (("all", "by_hand"), ("first", "by_hand"), ("late", "unsplit")):
+            ratios = [one / other for one, other in zip(spent[key], spent[base], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            found[f"{mode}_{key}_over_{base}"] = middle
+            found[f"{mode}_{key}_over_{base}_quartiles"] = [round(low, 3), round(high, 3)]
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -136,8 +142,8 @@ def main() -> None:
     for name, cut, num_tasks in (("residual", 1, 2), ("residual", 5, 3), ("residual", 5, 8), ("mlp", 4, 3)):
         found = measure(name, cut, num_tasks, options.rounds)
         case = f"{name} cut={cut} K={num_tasks}"
-        content["cases"][case] = {key: round(value, 3) for key, value in found.items()}
-        print(f"{case}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+        content["cases"][case] = found | {key: round(value, 3) for key, value in found.items() if type(value) is float}
+        print(f"{case}: " + ", ".join(f"{key} {value}" for key, value in content["cases"][case].items()), flush=True)
     if options.out:
         options.out.write_text(json.dumps(content, indent=2) + "\n")
 
