@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from balancers.cases import CASES
 from counterpoint.balancers import DWA, GLS, MGDA, MSI, CAGrad, GradDrop, JacobianBalancer
-from counterpoint.balancers.graddrop import graddrop_direction
+from counterpoint.balancers.graddrop import _Draws, graddrop_direction
 from counterpoint.testing.balancers import call
 
 seeds = st.integers(0, 10_000)
@@ -267,17 +267,50 @@ def test_graddrop_leak(seed):
     torch.testing.assert_close(mixed, rows[0] + rest)
 
 
-def test_graddrop_by_blocks_is_graddrop():
-    rows = torch.randn(3, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    draw = torch.rand(40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole = graddrop_direction(rows, draw, torch.zeros(3))
-    pieces = [
-        graddrop_direction(rows[:, a : a + 999], draw[a : a + 999], torch.zeros(3)) for a in range(0, 40_000, 999)
-    ]
-    assert torch.equal(whole, torch.cat(pieces))
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+def test_graddrop_by_blocks_is_graddrop(monkeypatch, leak):
+    rows = torch.randn(3, 4_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = torch.rand(4_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows[:, 5], rows[:, 2_000] = 0.0, torch.tensor([1e307, 9e307, -1e307], dtype=torch.float64)
+    shares = torch.full((3,), leak, dtype=torch.float64)
+    whole = graddrop_direction(rows, draw, shares)
+    monkeypatch.setattr("counterpoint.balancers.graddrop._ENTRIES", 999 * 3)
+    torch.testing.assert_close(graddrop_direction(rows, draw, shares), whole, rtol=1e-12, atol=1e-14)
+    up, down = rows.clamp(min=0).sum(dim=0), rows.clamp(max=0).sum(dim=0)
+    purity = (1 + rows.sum(dim=0) / rows.abs().sum(dim=0)) / 2
+    purity[2_000] = 10 / 11  # whose sums overflow
+    chosen = torch.where(purity > draw, up, down)
+    chosen[5] = 0.0
+    wanted = (1 - leak) * chosen + leak * rows.sum(dim=0)
+    torch.testing.assert_close(whole, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_graddrop_of_zeros_of_one_sign_and_at_the_ends_of_the_draws():
     zeros = graddrop_direction(torch.zeros(2, 3), torch.rand(3), torch.zeros(2))
     assert zeros.tolist() == [0.0, 0.0, 0.0]
     assert bool(torch.isfinite(graddrop_direction(torch.full((4, 2), 3e37), torch.rand(2), torch.zeros(4))).all())
+    rows = torch.rand(5, 10_001, generator=torch.Generator().manual_seed(0)) + 0.01
+    for sign in (1.0, -1.0):
+        for draw in (0.0, 0.5, 1 - 2.0**-24):
+            found = graddrop_direction(sign * rows, torch.full((10_001,), draw), torch.zeros(5))
+            torch.testing.assert_close(found, sign * rows.sum(dim=0))
+
+
+def test_draws_of_graddrop_are_uniform_and_repeat():
+    draw = _Draws(torch.Generator().manual_seed(3))
+    draws = torch.cat([draw(0, 99_999), draw(99_999, 100_001)]).double()
+    steps = draws * 2**24
+    assert bool((steps == steps.round()).all())
+    assert 0 <= float(draws.min()) < 1e-4
+    assert 1 - 1e-4 < float(draws.max()) < 1
+    counts = torch.histc(draws, bins=20, min=0, max=1)
+    assert float(((counts - 10_000).square() / 10_000).sum()) < 43.8  # chi-square, 19 degrees: once in a thousand
+    assert abs(float(torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1])) < 0.01
+    rows = torch.randn(2, 1000)
+    again = [GradDrop(2, generator=torch.Generator().manual_seed(3)).combine(rows) for _ in range(2)]
+    assert torch.equal(*again)
+    own = _Draws(torch.Generator().manual_seed(3))(0, 1000)
+    assert torch.equal(again[0], graddrop_direction(rows, own, torch.zeros(2)))
 
 
 @given(seeds, st.floats(0.01, 100))
