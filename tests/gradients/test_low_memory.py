@@ -182,6 +182,17 @@ def peak_of(function):
     return peak.peak
 
 
+@pytest.mark.parametrize(("num_tasks", "in_stretches"), [(2, False), (3, False), (12, True)])
+def test_wide_layers_on_few_rows_are_kept_until_they_are_more_than_a_quarter(num_tasks, in_stretches, monkeypatch):
+    parts = []
+    inside = low_memory.find_stretches
+    monkeypatch.setattr(low_memory, "find_stretches", lambda *args: parts.append(inside(*args)) or parts[0])
+    torch.manual_seed(0)
+    trunk = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(90, 90), nn.Tanh())]).double()
+    check(losses_of(trunk(dense(5, 90)), num_tasks), scale=4.0)
+    assert bool(parts) == in_stretches
+
+
 def network(name):
     torch.manual_seed(0)
     if name == "mlp":

@@ -55,7 +55,7 @@ class GradientBalancer(WeightedPass):
     Attributes:
         engine: How the Gram matrix of the parameters' gradients is made, for methods that read no more; the result is
             the same but for rounding. ``"auto"`` takes what is fastest, ``"rows"`` forms every gradient,
-            ``"low_memory"`` keeps little more than one backward pass does, for the time of one further pass. In a
+            ``"low_memory"`` keeps little more than one backward pass does, mostly for the time of a further pass. In a
             process group, and where the network cannot be divided, it is ``"rows"``, with a warning where
             ``"low_memory"`` was asked for. May be set at any time.
             Only ``"rows"`` leaves a ``.grad`` worth reading on a tensor inside the network that was told to retain it.

@@ -20,10 +20,11 @@ from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, fi
 from counterpoint.gradients.jacobian import empty_rows, fill_row
 from counterpoint.gradients.layers import Layer, find_layers
 from counterpoint.gradients.passes import differentiate_layers
-from counterpoint.gradients.products import ByLeaf, layer_gram
+from counterpoint.gradients.products import ByLeaf, LayerGradients, layer_gram, pass_layers
 from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
 
 _WORK = 1.5  # memory for the products of a layer with its output gradients, in units of these
+_LITTLE = 0.25  # what may be kept of all layers at once, over the shared parameters
 Seeds = dict[Edge, list[Tensor | None]]  # at a place of the network, the gradient of each task
 
 
@@ -109,8 +110,11 @@ def low_memory_gradients(
     features: Sequence[Tensor] = (),
     scale: float = 1.0,
     retain_graph: bool = False,
-) -> LowMemoryGradients | None:
+) -> LowMemoryGradients | LayerGradients | None:
     """Differentiate each loss once, stretch by stretch, and keep the inner products only.
+
+    Where what there is to keep of all stretches is little beside the parameters, as in wide layers on few rows, all of
+    it is kept, and no further backward pass is needed.
 
     Args:
         losses: One scalar per task, each with a graph.
@@ -129,6 +133,11 @@ def low_memory_gradients(
     if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
         return None
     layers = [layer for layer in find_layers(scope.shared, walk) if _WORK * width(layer.edge) <= layer.weight.numel()]
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    rest = [leaf for leaf in scope.shared if leaf not in taken]
+    kept = sum(width(layer.edge) for layer in layers) + sum(leaf.numel() for leaf in rest)
+    if layers and len(losses) * kept <= _LITTLE * sum(leaf.numel() for leaf in scope.shared):
+        return pass_layers(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=None)
     edges, lasts = find_frontier(losses, walk)
     parts = find_stretches(common, walk, layers, scope.shared, list(edges))
     if not parts:

@@ -198,6 +198,24 @@ def layer_gradients(
         return None
     taken = {leaf for layer in layers for leaf in layer.leaves}
     rest = [leaf for leaf in scope.shared if leaf not in taken]
+    return pass_layers(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
+
+
+def pass_layers(
+    losses: Sequence[Tensor],
+    scope: Scope,
+    walk: Walk,
+    layers: Sequence[Layer],
+    rest: list[Tensor],
+    *,
+    scale: float,
+    retain_graph: bool,
+    workspace: Workspace | None,
+) -> LayerGradients:
+    """Differentiate each loss once, down to given layers and the other shared leaves.
+
+    Arguments as of :func:`~counterpoint.gradients.passes.run_passes`.
+    """
     found = run_passes(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
     reached = [(layer, outputs) for layer, outputs in zip(layers, found.outputs, strict=True) if outputs is not None]
     return LayerGradients(
