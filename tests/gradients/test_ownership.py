@@ -129,6 +129,6 @@ def test_copies_of_several_kinds():
         torch.eye(2).to_sparse(),
         torch.ones(2, dtype=torch.float64),
     ]
-    found = scaled_copies(mixed, 2.0)
-    assert [float(t.to_dense().sum()) for t in found] == [4.0, 6.0, 4.0, 4.0]
-    assert scaled_copies([], 2.0) == ()
+    found = scaled_copies(mixed, [2.0, 2.0, 2.0, 3.0])
+    assert [float(t.to_dense().sum()) for t in found] == [4.0, 6.0, 4.0, 6.0]
+    assert scaled_copies([], []) == ()

@@ -17,7 +17,7 @@ def test_accumulate_every_pair_of_layouts(old, new):
     made = {"dense": lambda: torch.full((4, 2), 3.0), "sparse": lambda: sparse([1, 3]), None: lambda: None}
     leaf.grad = made[old]()
     expected = made[new]().to_dense() + (0 if old is None else made[old]().to_dense())
-    accumulate(leaf, made[new]())
+    accumulate([(leaf, made[new]())])
     assert torch.equal(leaf.grad.to_dense(), expected)
     assert leaf.grad.is_sparse == (new == "sparse" and old != "dense")
 
@@ -25,14 +25,14 @@ def test_accumulate_every_pair_of_layouts(old, new):
 def test_accumulate_adds_in_place_as_autograd_does():
     leaf = torch.zeros(2, requires_grad=True)
     leaf.grad = kept = torch.ones(2)
-    accumulate(leaf, torch.ones(2))
+    accumulate([(leaf, torch.ones(2))])
     assert leaf.grad is kept
     assert kept.tolist() == [2.0, 2.0]
 
 
 def test_accumulate_takes_the_layout_and_dtype_of_the_leaf():
     leaf = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
-    accumulate(leaf, torch.ones(2, 3, 4, 4))
+    accumulate([(leaf, torch.ones(2, 3, 4, 4))])
     assert leaf.grad.stride() == leaf.stride()
     assert leaf.grad.dtype == torch.bfloat16
 

@@ -103,8 +103,7 @@ class GradientBalancer(WeightedPass):
                 raise self._nonfinite(step, [])
 
         found.write(balanced.direction, private, check, weights=balanced.weights, scale=scale)  # type: ignore[arg-type]
-        for parameter, gradient in balanced.own:
-            gradients.accumulate(parameter, gradient * scale)
+        gradients.accumulate((parameter, gradient * scale) for parameter, gradient in balanced.own)
         shown = None if bad else balanced.weights
         return make_report(step, shown, gram, call.level, found.num_backward, skipped=overflow)
 

@@ -58,11 +58,8 @@ class WeightedPass(Balancer):
             gradients.backward_into(*as_one_root(step.losses, weights * scale), targets, check)
         else:
             check([])
-        for leaf, gradient in by_leaf.items():
-            if gradient is not None:
-                gradients.accumulate(leaf, gradient)
-        for parameter, gradient in own:
-            gradients.accumulate(parameter, gradient * scale)
+        gradients.accumulate((leaf, gradient) for leaf, gradient in by_leaf.items() if gradient is not None)
+        gradients.accumulate((parameter, gradient * scale) for parameter, gradient in own)
         return overflow
 
     @staticmethod

@@ -100,9 +100,9 @@ class TaskGradients:
         if self._features:
             self._write_features(direction, check, weights=weights, scale=scale)
         else:
-            for leaf, gradient in zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True):
-                if leaf.requires_grad:  # in columns that are kept from step to step there may be one frozen since
-                    accumulate(leaf, gradient)
+            pairs = zip(self.scope.shared, split_row(direction, self.scope.shared), strict=True)
+            # in columns that are kept from step to step there may be one frozen since
+            accumulate((leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad)
         write_private(self.scope, self.private, [factor * scale for factor in private_weights])
 
     def _write_features(
@@ -132,7 +132,7 @@ class TaskGradients:
         for position, leaf in enumerate(past):
             rows = torch.stack([row[position].flatten() for row in self.bypass])
             if weights is not None:
-                accumulate(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))
+                accumulate([(leaf, ((weights.to(rows) * scale) @ rows).view_as(leaf))])
 
 
 def grams_of_columns(
@@ -168,11 +168,14 @@ def sum_by_group(parts: Iterable[tuple[str, Tensor]], groups: Iterable[str]) -> 
 
 def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:
     """Add each task's gradients of its own leaves, times a factor, to them."""
-    for leaves, own, factor in zip(scope.private, gradients, factors, strict=True):
-        pairs = [(leaf, gradient) for leaf, gradient in zip(leaves, own, strict=True) if gradient is not None]
-        copies = scaled_copies([gradient for _, gradient in pairs], factor)
-        for (leaf, _), gradient in zip(pairs, copies, strict=True):
-            accumulate(leaf, gradient)
+    found = [
+        (leaf, gradient, factor)
+        for leaves, own, factor in zip(scope.private, gradients, factors, strict=True)
+        for leaf, gradient in zip(leaves, own, strict=True)
+        if gradient is not None
+    ]
+    copies = scaled_copies([gradient for _, gradient, _ in found], [factor for _, _, factor in found])
+    accumulate((leaf, gradient) for (leaf, _, _), gradient in zip(found, copies, strict=True))
 
 
 def task_gradients(

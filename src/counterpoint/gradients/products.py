@@ -78,8 +78,10 @@ class ByLeaf(ABC):
             weights: Not read.
             scale: Loss scale of a gradient scaler; multiplies everything written.
         """
-        for leaf, piece in zip(self.leaves, direction, strict=True):
-            accumulate(leaf, (piece * scale if scale != 1.0 else piece).view_as(leaf))
+        accumulate(
+            (leaf, (piece * scale if scale != 1.0 else piece).view_as(leaf))
+            for leaf, piece in zip(self.leaves, direction, strict=True)
+        )
         write_private(self.scope, self.private, [factor * scale for factor in private_weights])
 
 

@@ -10,8 +10,13 @@ _SMALL, _FEW = 8192, 4  # entries of a tensor, and number of tensors, from which
 
 
 @torch.no_grad()
-def accumulate(leaf: Tensor, gradient: Tensor) -> None:
-    """Add ``gradient`` to ``leaf.grad`` as autograd does; it must not be used by anybody else afterwards."""
+def accumulate(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add to the ``.grad`` of leaves as autograd does; the gradients must not be used by anybody else afterwards."""
+    for leaf, gradient in pairs:
+        _accumulate(leaf, gradient)
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
     if gradient.dtype != leaf.dtype:
         gradient = gradient.to(leaf.dtype)
     old = leaf.grad
@@ -26,15 +31,15 @@ def accumulate(leaf: Tensor, gradient: Tensor) -> None:
 
 
 @torch.no_grad()
-def scaled_copies(gradients: Sequence[Tensor], factor: float) -> Sequence[Tensor]:
-    """Return new tensors: each gradient times a factor. They may be of any dtype and layout."""
+def scaled_copies(gradients: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
+    """Return new tensors: each gradient times its factor. They may be of any dtype and layout."""
     if not gradients:
         return ()
     first = gradients[0]
     kind = (Tensor, torch.strided, first.dtype, first.device)
     if all((type(g), g.layout, g.dtype, g.device) == kind for g in gradients):
-        return torch._foreach_mul(list(gradients), factor)  # pyright: ignore[reportPrivateImportUsage]
-    return [gradient * factor for gradient in gradients]
+        return torch._foreach_mul(list(gradients), list(factors))  # pyright: ignore[reportPrivateImportUsage]
+    return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
 
 
 def backward_into(
@@ -71,11 +76,13 @@ def backward_into(
     finally:
         for leaf, old in zip(leaves, before, strict=True):
             leaf.grad = old
+    added: list[tuple[Tensor, Tensor]] = []
     for leaf, new in zip(leaves, after, strict=True):
         if new is not None and leaf.grad is None:
             leaf.grad = new
         elif new is not None:
-            accumulate(leaf, new)
+            added.append((leaf, new))
+    accumulate(added)
 
 
 @torch.no_grad()
