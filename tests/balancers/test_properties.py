@@ -296,7 +296,7 @@ def test_graddrop_of_zeros_of_one_sign_and_at_the_ends_of_the_draws():
             torch.testing.assert_close(found, sign * rows.sum(dim=0))
 
 
-def test_draws_of_graddrop_are_uniform_and_repeat():
+def test_draws_of_graddrop_are_uniform_and_repeat(monkeypatch):
     draw = _Draws(torch.Generator().manual_seed(3))
     draws = torch.cat([draw(0, 99_999), draw(99_999, 100_001)]).double()
     steps = draws * 2**24
@@ -311,6 +311,10 @@ def test_draws_of_graddrop_are_uniform_and_repeat():
     assert torch.equal(*again)
     own = _Draws(torch.Generator().manual_seed(3))(0, 1000)
     assert torch.equal(again[0], graddrop_direction(rows, own, torch.zeros(2)))
+    for entries in (2, 7, 500):  # the draws do not depend on how the columns are cut
+        monkeypatch.setattr("counterpoint.balancers.graddrop._ENTRIES", entries)
+        cut = GradDrop(2, generator=torch.Generator().manual_seed(3)).combine(rows)
+        torch.testing.assert_close(cut, again[0])
 
 
 @given(seeds, st.floats(0.01, 100))

@@ -12,6 +12,7 @@ from counterpoint._checks import check_per_task, check_range
 from counterpoint.balancers._base import JacobianBalancer
 
 _ENTRIES = 2_097_152  # of the matrix at a time: few calls, and what is made on the way stays in a cache
+_PARTS = 4  # at least so many, so that it is little beside the matrix
 
 
 def graddrop_direction(
@@ -52,7 +53,7 @@ def _by_blocks(jacobian: Tensor, draw: Callable[[int, int], Tensor], leak: Tenso
     dtype = torch.promote_types(torch.float32, jacobian.dtype)
     leak = leak.to(jacobian.device, dtype)
     num_tasks, num_columns = jacobian.shape
-    width = max(min(_ENTRIES // max(num_tasks, 1), num_columns), 1)
+    width = max(min(_ENTRIES // max(num_tasks, 1), num_columns // _PARTS + 1) // 2 * 2, 2)  # even: draws come in pairs
     direction = jacobian.new_empty(num_columns)
     scratch = jacobian.new_empty(num_tasks, width, dtype=dtype)  # for all blocks: fresh memory is dear
     for start in range(0, num_columns, width):
