@@ -193,6 +193,21 @@ def test_wide_layers_on_few_rows_are_kept_until_they_are_more_than_a_quarter(num
     assert bool(parts) == in_stretches
 
 
+def test_what_is_wide_between_narrow_layers_is_passed_task_by_task():
+    """The gradients of an outer product, of all tasks at once, would be twice the rows."""
+    first, last = nn.Linear(128, 128), nn.Linear(128 * 128, 128)
+    heads = [nn.Linear(128, 1) for _ in range(16)]
+    peaks = {}
+    for engine in ("rows", "low_memory"):
+        h = first(torch.randn(128, 128)).tanh()
+        z = last((h.unsqueeze(2) * h.unsqueeze(1)).flatten(1))
+        balancer = MGDA(16)
+        balancer.engine = engine
+        losses = [head(z).square().mean() for head in heads]
+        peaks[engine] = peak_of(lambda balancer=balancer, losses=losses: balancer.backward(losses))
+    assert peaks["low_memory"] < 0.8 * peaks["rows"]
+
+
 def network(name):
     torch.manual_seed(0)
     if name == "mlp":

@@ -136,6 +136,8 @@ def low_memory_gradients(
     taken = {leaf for layer in layers for leaf in layer.leaves}
     rest = [leaf for leaf in scope.shared if leaf not in taken]
     kept = sum(width(layer.edge) for layer in layers) + sum(leaf.numel() for leaf in rest)
+    # between layers there may be something far wider, and all tasks may pass it at once
+    kept += max((width((node, nr)) for node in common - _carrying(walk) for nr in _outputs(node)), default=0)
     if layers and len(losses) * kept <= _LITTLE * sum(leaf.numel() for leaf in scope.shared):
         return pass_layers(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=None)
     edges, lasts = find_frontier(losses, walk)
@@ -311,6 +313,10 @@ def find_stretches(
         if slots and here.end is not None:
             here.lasts[node] = [(slot, here.end) for slot in slots]
     return parts
+
+
+def _outputs(node: Node) -> range:
+    return range(len(node._input_metadata))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def width(edge: GradientEdge | Edge) -> int:
