@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from counterpoint.balancers import MGDA, PCGrad
 from counterpoint.blocks import MLP, ResNet18
 from counterpoint.errors import OptionError
-from counterpoint.gradients import low_memory, low_memory_gradients, task_gradients
+from counterpoint.gradients import group_grams, low_memory, low_memory_gradients, task_gradients
 
 
 def dense(*shape):
@@ -117,6 +117,65 @@ def test_a_hook_acts_once():
         z = z.tanh()
         z.register_hook(lambda gradient: gradient.clamp(min=-1e-3) * 0.5)
     check_gram(losses_of(z))
+
+
+class Scaled(nn.Module):
+    """Two layers in a module whose full backward hook doubles what leaves it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+        self.body[2].register_full_backward_hook(lambda module, sent, arrived: (2 * sent[0],))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_full_backward_hook_meets_the_gradient_of_its_own_task(kept, monkeypatch):
+    """The hook keeps what arrives at the output of the module; other tasks must not come in between."""
+    monkeypatch.setattr(low_memory, "_LITTLE", 1.0 if kept else 0.0)
+    torch.manual_seed(0)
+    trunk = Scaled().double()
+    losses = losses_of(trunk(dense(5, 64)), 2)
+    rows = []
+    for loss in losses:
+        alone = torch.autograd.grad(loss, list(trunk.parameters()), retain_graph=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in alone]))
+    wanted = torch.stack(rows) @ torch.stack(rows).T
+    parts = group_grams(losses, {"trunk": list(trunk.parameters())})
+    torch.testing.assert_close(parts["trunk"], wanted, rtol=1e-10, atol=1e-14)
+    balancer = MGDA(2)
+    balancer.engine = "low_memory"
+    if kept:
+        report = balancer.backward(losses)
+    else:
+        with pytest.warns(RuntimeWarning, match="is not possible for this network"):
+            report = balancer.backward(losses)
+    torch.testing.assert_close(report.gram, wanted, rtol=1e-10, atol=1e-14)
+
+
+class SendsNothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+@pytest.mark.parametrize("engine", ["rows", "auto", "low_memory"])
+@pytest.mark.parametrize("width", [6, 200])
+def test_a_layer_that_nothing_arrives_at_has_zeros(engine, width):
+    torch.manual_seed(0)
+    used, unused = nn.Linear(width, width), nn.Linear(width, width)
+    x = torch.randn(5, width)
+    balancer = MGDA(3)
+    balancer.engine = engine
+    balancer.backward(losses_of(used(x).tanh() + SendsNothing.apply(unused(x)), 3))
+    assert all(bool(parameter.grad.any()) for parameter in used.parameters())
+    assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in unused.parameters())
 
 
 def test_a_head_with_a_shared_weight_of_its_own_takes_another_way():
@@ -241,6 +300,18 @@ def test_memory_is_near_that_of_one_backward_pass(name, num_tasks):
     rows, given = PCGrad(num_tasks), losses()
     rows.engine = "rows"
     assert peak_of(lambda: rows.backward(given)) > 0.9 * num_tasks * least  # what is counted is counted
+
+
+def test_gradients_of_large_heads_are_added_one_after_another():
+    """Where a ``.grad`` is there already, no copies of all of them are held."""
+    trunk = nn.Linear(8, 8)
+    heads = [nn.Linear(8, 20_000) for _ in range(8)]
+    for parameter in [p for head in heads for p in head.parameters()]:
+        parameter.grad = torch.zeros_like(parameter)
+    z = trunk(torch.randn(2, 8)).tanh()
+    losses = [head(z).square().mean() for head in heads]
+    one = sum(p.numel() for p in heads[0].parameters()) * 4
+    assert peak_of(lambda: PCGrad(8).backward(losses)) < (8 + 3) * one  # the gradients themselves, and one copy
 
 
 def test_a_network_that_cannot_be_divided_is_told():

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from counterpoint.errors import SplitError
 from counterpoint.splitting import _whole, split, streams
 from counterpoint.splitting._short import short_way
 
@@ -134,42 +133,3 @@ def test_hooks_see_all_tasks_at_once():
     network[1].register_forward_hook(lambda _module, args, output: seen.append(len(streams((args, output)))))
     network(torch.randn(5, 4))
     assert seen == [2]
-
-
-class Double(torch.autograd.Function):
-    """Its history would be lost: the streams inside have none."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
-
-
-class Custom(nn.Module):
-    def __init__(self, last: nn.Module) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 4), last
-
-    def forward(self, x):
-        return self.last(Double.apply(self.first(x)))
-
-
-@pytest.mark.parametrize("last", [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.ReLU()])
-@pytest.mark.parametrize("also", [True, False])
-def test_gradients_are_not_lost_in_a_custom_function(last, also):
-    layers = ["first", "last"] if also and list(last.parameters()) else ["first"]
-    network = split(Custom(copy.deepcopy(last)), layers, 2)
-    with pytest.raises(SplitError, match=r"custom function DoubleBackward is applied to streams"):
-        network(torch.randn(5, 4))
-
-
-def test_gradients_are_not_lost_between_a_custom_function_and_a_head():
-    network = Custom(nn.Identity())
-    network.last = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
-    network.forward = lambda x: [head(Double.apply(network.first(x))) for head in network.last]
-    split(network, ["first"], 2, heads="last")
-    with pytest.raises(SplitError, match=r"custom function DoubleBackward is applied to streams"):
-        network(torch.randn(5, 4))

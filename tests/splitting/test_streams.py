@@ -352,17 +352,19 @@ class _Custom(nn.Module):
         return Doubled.apply(x)
 
 
-@pytest.mark.parametrize("after", ["split layer", "normalization", "head"])
-def test_a_custom_function_before_a_module_of_its_own_way_is_an_error(after):
-    last = {"split layer": nn.Linear(4, 4), "normalization": nn.BatchNorm1d(4), "head": nn.Identity()}[after]
-    network = nn.Sequential(nn.Linear(4, 4), _Custom(), last)
+@pytest.mark.parametrize("last", [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.ReLU(), nn.Identity()])
+@pytest.mark.parametrize("also", [True, False])
+def test_a_custom_function_before_another_module_is_an_error(last, also):
+    """Behind a split layer, one that is not, or a head, the history of the function would be lost."""
+    network = nn.Sequential(nn.Linear(4, 4), _Custom(), copy.deepcopy(last))
     heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
     model = nn.ModuleDict({"trunk": network, "heads": heads})
-    split(model, ["trunk.0", *(["trunk.2"] if after == "split layer" else [])], 2, heads="heads")
+    layers = ["trunk.0", *(["trunk.2"] if also and list(last.parameters()) else [])]
+    split(model, layers, 2, heads="heads")
 
     def run():
         z = model["trunk"](torch.randn(3, 4))
         return [head(z) for head in heads]
 
-    with pytest.raises(SplitError, match="custom function"):
+    with pytest.raises(SplitError, match="custom function DoubledBackward is applied to streams"):
         run()

@@ -8,13 +8,7 @@ import torch
 from counterpoint import balancers, training
 from counterpoint.errors import OptionError
 from counterpoint.training.seed import epoch_generator, rng_state, seed_everything, set_rng_state
-
-
-def fit(run, path, **extra):
-    with training.RunFolder(path, {}) as folder:
-        return training.fit(
-            run.model, run.data, run.balancer, run.optimizer, folder, run.options, fabric=run.fabric, **extra
-        )
+from training.runs import train
 
 
 def read(path):
@@ -25,7 +19,7 @@ def read(path):
     ("balancer", "passes"), [("equal", 1), ("pcgrad", 2), ("graddrop", 2), ("gradnorm", 1), ("modo", 5)]
 )
 def test_result_and_records(make, tmp_path, balancer, passes):
-    result = fit(make(balancer, monitor_every=4), tmp_path)
+    result = train(make(balancer, monitor_every=4), tmp_path)
     assert result["steps"] == 15  # three epochs of five batches of at most 16 of 70 samples
     assert result["num_backward"] == 15 * passes
     epochs = [record for record in read(tmp_path) if record["kind"] == "epoch"]
@@ -40,35 +34,35 @@ def test_result_and_records(make, tmp_path, balancer, passes):
 
 
 def test_known_cosines_are_those_that_would_be_measured(make, tmp_path):
-    fit(make("pcgrad", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "known")
+    train(make("pcgrad", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "known")
     first = next(record for record in read(tmp_path / "known") if record["kind"] == "conflict")
-    fit(make("equal", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "measured")
+    train(make("equal", monitor_every=1, epochs=1, dropout=0.0), tmp_path / "measured")
     same = next(record for record in read(tmp_path / "measured") if record["kind"] == "conflict")
     assert first["cosine"]["a|b"] == pytest.approx(same["cosine"]["a|b"], abs=1e-6)
 
 
 def test_the_level_of_features_needs_one_backward_pass(make, tmp_path):
-    result = fit(make("mgda", level="features", monitor_every=2), tmp_path)
+    result = train(make("mgda", level="features", monitor_every=2), tmp_path)
     assert result["num_backward"] == result["steps"]
     assert any(record["kind"] == "conflict" for record in read(tmp_path))
 
 
 def test_seeds_change_results_and_repeat_them(make, tmp_path):
-    results = [fit(make(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2))]
+    results = [train(make(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2))]
     states = [read(tmp_path / str(i))[-1]["train_loss"] for i in range(3)]
     assert results[0] == results[1]
     assert states[0] == states[1] != states[2]
 
 
 def test_best_checkpoint_is_that_of_the_selected_epoch(make, tmp_path):
-    result = fit(make(selection="best", epochs=6), tmp_path)
+    result = train(make(selection="best", epochs=6), tmp_path)
     best = training.run_folder.load_checkpoint(tmp_path / "checkpoints" / "best.pt")
     assert best["epoch"] == result["selected_epoch"]
 
 
 def test_tasks_without_labels_in_some_batches(make, toy, tmp_path):
     run = make("gradvac", data=toy(masked=True), batch_size=2)
-    assert fit(run, tmp_path)["epochs"] == 3
+    assert train(run, tmp_path)["epochs"] == 3
 
 
 def test_epoch_orders_are_permutations_that_differ():
@@ -139,7 +133,7 @@ class Watching(balancers.LossBalancer):
 def test_validation_metrics_are_given_to_a_balancer_that_asks(make, tmp_path):
     run = make()
     run.balancer = Watching(tasks=["a", "b"])
-    fit(run, tmp_path)
+    train(run, tmp_path)
     records = [r for r in read(tmp_path) if r["kind"] == "epoch"]
     told = [{task: record["val"][task]["accuracy"] for task in ("a", "b")} for record in records]
     assert run.balancer.seen == [(values, {"a": True, "b": True}) for values in told]
@@ -152,7 +146,7 @@ def test_further_batches_are_of_the_training_split_in_other_orders(make, tmp_pat
     run.model.register_forward_pre_hook(
         lambda model, arguments: seen.append(arguments[0].sum(dim=(1, 2, 3))) if model.training else None
     )
-    fit(run, tmp_path)
+    train(run, tmp_path)
     samples = run.data.split("train").tensors["image"].sum(dim=(1, 2, 3)).sort().values
     orders = [torch.cat(seen[start : start + 15][batch::3]) for start in (0, 15) for batch in range(3)]
     assert len(seen) == 30  # two epochs of five steps of three batches

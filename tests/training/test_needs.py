@@ -6,6 +6,7 @@ from torch import nn
 
 from counterpoint import architectures, balancers, training
 from counterpoint.errors import OptionError
+from training.runs import train
 
 
 class Noisy(nn.Module):
@@ -91,8 +92,7 @@ def test_auto_lambda_learns_in_the_loop_and_looking_leaves_no_trace(make, tmp_pa
 def test_losses_by_instance_are_given_to_a_balancer_that_reads_them(make, tmp_path):
     made = make("spmtl", monitor_every=2)
     before = [parameter.detach().clone() for parameter in made.model.parameters()]
-    with training.RunFolder(tmp_path, {}) as folder:
-        training.fit(made.model, made.data, made.balancer, made.optimizer, folder, made.options, fabric=made.fabric)
+    train(made, tmp_path)
     assert 0.5 < float(made.balancer.limit) / 1.1**3 < 2.0  # the median of cross entropies of three classes, near ln 3
     assert float(made.balancer.penalty) == pytest.approx(0.1 / 1.1**3)
     assert any(not torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
@@ -116,17 +116,7 @@ def test_heads_read_rotated_features_in_training_and_in_evaluation(make, tmp_pat
             if record["epoch"] == 1:
                 head.register_forward_pre_hook(check(task))
 
-    with training.RunFolder(tmp_path, {}) as folder:
-        training.fit(
-            made.model,
-            made.data,
-            made.balancer,
-            made.optimizer,
-            folder,
-            made.options,
-            fabric=made.fabric,
-            on_epoch=after_an_epoch,
-        )
+    train(made, tmp_path, on_epoch=after_an_epoch)
     assert rotated == {True: 2 * 5, False: 2 * 2}  # heads x batches of training, of validation and test
     difference = made.balancer.rotations @ made.balancer.rotations.mT - torch.eye(8)
     assert float(difference.abs().max()) < 1e-5
@@ -134,8 +124,5 @@ def test_heads_read_rotated_features_in_training_and_in_evaluation(make, tmp_pat
 
 def test_a_level_that_was_asked_for_is_not_replaced(make, tmp_path):
     run = make("rotograd", epochs=1, level="parameters")
-    with (
-        training.RunFolder(tmp_path, {}) as folder,
-        pytest.raises(OptionError, match=r"call backward.*level='features'"),
-    ):
-        training.fit(run.model, run.data, run.balancer, run.optimizer, folder, run.options, fabric=run.fabric)
+    with pytest.raises(OptionError, match=r"call backward.*level='features'"):
+        train(run, tmp_path)

@@ -9,33 +9,10 @@ import time
 
 import pytest
 
-from counterpoint import training
 from counterpoint.errors import FileError
+from training.runs import StopError, train
 
 TIMED = ("train_seconds", "step_ms")
-
-
-class StopError(Exception):
-    pass
-
-
-def run(made, path, stop_after=None):
-    def on_epoch(record):
-        if record["epoch"] == stop_after:
-            raise StopError
-
-    with training.RunFolder(path, {}) as folder:
-        return training.fit(
-            made.model,
-            made.data,
-            made.balancer,
-            made.optimizer,
-            folder,
-            made.options,
-            scheduler=made.scheduler,
-            fabric=made.fabric,
-            on_epoch=on_epoch,
-        )
 
 
 def records(path):
@@ -52,11 +29,11 @@ def records(path):
 )
 def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
     options = {"epochs": 5, "monitor_every": 3, "schedule": {"step_size": 2, "gamma": 0.3}, "optimizer": "Adam"}
-    whole = run(make(balancer, **options), tmp_path / "whole")
+    whole = train(make(balancer, **options), tmp_path / "whole")
     for stop in (1, 2, 4):
         with pytest.raises(StopError):
-            run(make(balancer, **options), tmp_path / "parts", stop)
-    parts = run(make(balancer, **options), tmp_path / "parts")
+            train(make(balancer, **options), tmp_path / "parts", stop_after=stop)
+    parts = train(make(balancer, **options), tmp_path / "parts")
     assert parts == whole
     assert (tmp_path / "parts" / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
@@ -65,57 +42,57 @@ def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, balancer):
 
 def test_records_after_the_checkpoint_are_dropped(make, tmp_path):
     with pytest.raises(StopError):
-        run(make(monitor_every=2), tmp_path, 1)
+        train(make(monitor_every=2), tmp_path, stop_after=1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "conflict", "step": 99, "epoch": 1.5, "cosine": {"a|b": 1.0}}\n{"kind": "epo')
-    run(make(monitor_every=2), tmp_path)
+    train(make(monitor_every=2), tmp_path)
     assert all(record["step"] != 99 for record in records(tmp_path))
 
 
 def test_rarer_checkpoints_give_the_same_numbers(make, tmp_path):
-    whole = run(make("pcgrad", epochs=5), tmp_path / "whole")
+    whole = train(make("pcgrad", epochs=5), tmp_path / "whole")
     with pytest.raises(StopError):
-        run(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts", 3)
+        train(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts", stop_after=3)
     assert len(records(tmp_path / "parts")) == 3
-    assert run(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts") == whole
+    assert train(make("pcgrad", epochs=5, checkpoint_every=2), tmp_path / "parts") == whole
     assert [record["epoch"] for record in records(tmp_path / "parts")] == [1, 2, 3, 4, 5]
 
 
 def test_a_done_run_is_returned_without_training(make, tmp_path):
-    first = run(make(), tmp_path)
+    first = train(make(), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert run(make(), tmp_path, stop_after=1) == first
+    assert train(make(), tmp_path, stop_after=1) == first
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_checkpoint_cut_short_is_named(make, tmp_path, share):
     with pytest.raises(StopError):
-        run(make(), tmp_path, 1)
+        train(make(), tmp_path, stop_after=1)
     path = tmp_path / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(FileError, match=r"last\.pt: cut short or damaged.*delete it to train again"):
-        run(make(), tmp_path)
+        train(make(), tmp_path)
 
 
 def test_an_altered_checkpoint_is_named(make, tmp_path):
     with pytest.raises(StopError):
-        run(make(), tmp_path, 1)
+        train(make(), tmp_path, stop_after=1)
     path = tmp_path / "checkpoints" / "last.pt"
     content = bytearray(path.read_bytes())
     at = content.index(b"model")  # inside the pickle of the archive
     content[at] ^= 1
     path.write_bytes(content)
     with pytest.raises(FileError, match=r"last\.pt: altered .*delete it to train again"):
-        run(make(), tmp_path)
+        train(make(), tmp_path)
 
 
 def test_records_shorter_than_the_checkpoint_expects_are_named(make, tmp_path):
     with pytest.raises(StopError):
-        run(make(), tmp_path, 2)
+        train(make(), tmp_path, stop_after=2)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(FileError, match=r"metrics\.jsonl: has 0 bytes, its checkpoint expects"):
-        run(make(), tmp_path)
+        train(make(), tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 from counterpoint import balancers, schedules
 from counterpoint.errors import NonFiniteError
-from counterpoint.training import RunFolder, fit
+from training.runs import StopError, train
 
 NAMES = ["a", "b"]
 SCHEDULES = [
@@ -21,30 +21,6 @@ SCHEDULES = [
     ("sequential_reptile", {"inner_steps": 3}),
 ]
 every = pytest.mark.parametrize(("name", "options"), SCHEDULES)
-
-
-class StopError(Exception):
-    pass
-
-
-def run(made, path, schedule=None, stop_after=None):
-    def on_epoch(record):
-        if record["epoch"] == stop_after:
-            raise StopError
-
-    with RunFolder(path, {}) as folder:
-        return fit(
-            made.model,
-            made.data,
-            made.balancer,
-            made.optimizer,
-            folder,
-            made.options,
-            scheduler=made.scheduler,
-            schedule=schedule,
-            fabric=made.fabric,
-            on_epoch=on_epoch,
-        )
 
 
 def create(name, options, seed=1):
@@ -67,9 +43,9 @@ def same(first, second):
 @pytest.mark.parametrize("balancer", ["equal", "uncertainty", "pcgrad", "graddrop", "dwa"])
 def test_one_group_of_all_is_joint_bit_for_bit(make, tmp_path, balancer):
     joint = make(balancer, monitor_every=2)
-    expected = run(joint, tmp_path / "joint")
+    expected = train(joint, tmp_path / "joint")
     ours = make(balancer, monitor_every=2)
-    assert run(ours, tmp_path / "ours", create("fixed_groups", {"groups": [["a", "b"]]})) == expected
+    assert train(ours, tmp_path / "ours", create("fixed_groups", {"groups": [["a", "b"]]})) == expected
     assert records(tmp_path / "ours") == records(tmp_path / "joint")
     assert same(ours, joint)
 
@@ -79,12 +55,12 @@ def test_one_group_of_all_is_joint_bit_for_bit(make, tmp_path, balancer):
 def test_stopped_runs_end_with_the_same_numbers(make, tmp_path, name, options, balancer):
     given = {"epochs": 4, "monitor_every": 3, "schedule": {"step_size": 2, "gamma": 0.3}, "optimizer": "Adam"}
     whole = make(balancer, **given)
-    expected = run(whole, tmp_path / "whole", create(name, options))
+    expected = train(whole, tmp_path / "whole", create(name, options))
     for stop in (1, 3):
         with pytest.raises(StopError):
-            run(make(balancer, **given), tmp_path / "parts", create(name, options), stop)
+            train(make(balancer, **given), tmp_path / "parts", create(name, options), stop_after=stop)
     parts = make(balancer, **given)
-    assert run(parts, tmp_path / "parts", create(name, options, seed=99)) == expected
+    assert train(parts, tmp_path / "parts", create(name, options, seed=99)) == expected
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     assert same(parts, whole)
 
@@ -100,7 +76,7 @@ def test_steps_and_passes_are_counted(make, tmp_path, name, options):
 
     made.model.register_forward_pre_hook(note)
     made.optimizer.register_step_post_hook(lambda *_: next(steps) and None)
-    result = run(made, tmp_path, schedule)
+    result = train(made, tmp_path, schedule)
     assert result["steps"] == 2 * 5, "batches, each a step of the learning rate's schedule"
     assert next(steps) == next(forwards) == result["num_backward"] == 2 * 5 * schedule.num_passes
     epochs = [record for record in records(tmp_path) if record["kind"] == "epoch"]
@@ -115,7 +91,7 @@ def test_the_cosines_of_all_tasks_are_measured_whatever_the_group(make, tmp_path
         ("alternating", "pcgrad"),
         ("joint", "pcgrad"),
     ):
-        run(make(balancer, monitor_every=2, epochs=1, dropout=0.0), tmp_path / f"{name}-{balancer}", create(name, {}))
+        train(make(balancer, monitor_every=2, epochs=1, dropout=0.0), tmp_path / f"{name}-{balancer}", create(name, {}))
         lines = [record for record in records(tmp_path / f"{name}-{balancer}") if record["kind"] == "conflict"]
         assert [record["step"] for record in lines] == [1, 3, 5]
         found[name, balancer] = [record["cosine"]["a|b"] for record in lines]
@@ -126,7 +102,7 @@ def test_the_cosines_of_all_tasks_are_measured_whatever_the_group(make, tmp_path
 def test_a_task_in_no_group_has_a_loss_of_null(make, tmp_path):
     made = make(epochs=1)
     before = made.model.heads["a"].layers.weight.clone()
-    run(made, tmp_path, create("fixed_groups", {"groups": [["b"]], "partial": True}))
+    train(made, tmp_path, create("fixed_groups", {"groups": [["b"]], "partial": True}))
     assert torch.equal(made.model.heads["a"].layers.weight, before)
     (record,) = [record for record in records(tmp_path) if record["kind"] == "epoch"]
     assert record["train_loss"]["a"] is None
@@ -136,7 +112,7 @@ def test_a_task_in_no_group_has_a_loss_of_null(make, tmp_path):
 @every
 def test_absent_labels(make, tmp_path, toy, name, options):
     data = toy(masked=True)
-    result = run(make("pcgrad", data=data, monitor_every=1, batch_size=2), tmp_path, create(name, options))
+    result = train(make("pcgrad", data=data, monitor_every=1, batch_size=2), tmp_path, create(name, options))
     assert result["epochs"] == 3
 
 
@@ -165,7 +141,7 @@ class Served(balancers.LossBalancer):
 def test_needs_are_served_for_every_group(make, tmp_path):
     made = make(epochs=1)
     made.balancer = Served(tasks=NAMES)
-    run(made, tmp_path, create("alternating", {}))
+    train(made, tmp_path, create("alternating", {}))
     seen = [entry for entry in made.balancer.seen if entry[0] != "step" or len(entry[1]) == 1]
     assert len(seen) == 3 * 2 * 5
     for number in range(0, len(seen), 3):
@@ -181,8 +157,8 @@ def test_an_epoch_ends_with_the_outer_parameters(make, tmp_path):
     ours, plain = make(epochs=1, dropout=0.0), make(epochs=1, dropout=0.0)
     start = {name: value.clone() for name, value in plain.model.state_dict().items()}
     options = {"inner_steps": 1000, "reset_optimizer": False}
-    run(ours, tmp_path / "ours", create("sequential_reptile", options))
-    run(plain, tmp_path / "plain", create("sequential_reptile", {**options, "eta": 1.0}))
+    train(ours, tmp_path / "ours", create("sequential_reptile", options))
+    train(plain, tmp_path / "plain", create("sequential_reptile", {**options, "eta": 1.0}))
     moved = 0.0
     for name, value in ours.model.state_dict().items():
         if value.is_floating_point():
@@ -197,4 +173,4 @@ def test_what_is_not_finite_is_named_with_its_step(make, tmp_path):
     with torch.no_grad():
         made.model.heads["b"].layers.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"epoch 1, step 1: .*'b'"):
-        run(made, tmp_path, create("alternating", {}))
+        train(made, tmp_path, create("alternating", {}))

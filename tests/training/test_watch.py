@@ -6,31 +6,7 @@ import pytest
 
 from counterpoint import training
 from counterpoint.diagnostics import ConflictMonitor
-
-
-def run(made, path, monitor, epochs=None):
-    class StopError(Exception):
-        pass
-
-    def on_epoch(record):
-        if record["epoch"] == epochs:
-            raise StopError
-
-    with training.RunFolder(path, {}) as folder:
-        try:
-            return training.fit(
-                made.model,
-                made.data,
-                made.balancer,
-                made.optimizer,
-                folder,
-                made.options,
-                fabric=made.fabric,
-                on_epoch=on_epoch,
-                watch=monitor,
-            )
-        except StopError:
-            return None
+from training.runs import StopError, train
 
 
 def monitor_of(made, every=3):
@@ -41,12 +17,13 @@ def monitor_of(made, every=3):
 def test_steps_are_those_of_the_run_also_after_a_stop(make, tmp_path, balancer):
     made = make(balancer, epochs=3)  # five steps an epoch
     whole = monitor_of(made)
-    run(made, tmp_path / "whole", whole)
+    train(made, tmp_path / "whole", watch=whole)
     assert whole.record().steps.tolist() == [0, 3, 6, 9, 12]
-    run(make(balancer, epochs=3), tmp_path / "parts", None, epochs=1)
+    with pytest.raises(StopError):
+        train(make(balancer, epochs=3), tmp_path / "parts", stop_after=1)
     made = make(balancer, epochs=3)
     rest = monitor_of(made)
-    run(made, tmp_path / "parts", rest)
+    train(made, tmp_path / "parts", watch=rest)
     assert rest.record().steps.tolist() == [6, 9, 12]
     assert rest.record().cosines.tolist() == whole.record().cosines[2:].tolist()
 
@@ -70,7 +47,7 @@ def test_the_time_of_measuring_is_not_that_of_training(make, tmp_path, monkeypat
 
     monkeypatch.setattr(monitor, "take", slow)
     began = time.perf_counter()
-    run(made, tmp_path / "run", monitor)
+    train(made, tmp_path / "run", watch=monitor)
     lasted = time.perf_counter() - began
     assert count == 5
     if not told:  # a second of sleep is in the whole and not in the training

@@ -115,7 +115,7 @@ class _Draws:
     def __init__(self, generator: torch.Generator | None) -> None:
         self._source = np.random.SFC64(int(torch.randint(2**63 - 1, (), generator=generator)))
 
-    def __call__(self, start: int, count: int) -> Tensor:  # noqa: ARG002 - they are drawn in order
+    def __call__(self, _start: int, count: int) -> Tensor:  # they are drawn in order
         bits = torch.from_numpy(self._source.random_raw((count + 1) // 2).view(np.int32))[:count]
         return bits.bitwise_right_shift_(8).mul(2.0**-24).add_(0.5)
 

@@ -9,7 +9,7 @@ from counterpoint import linalg
 from counterpoint.gradients.backward import full_precision
 from counterpoint.gradients.heads import differentiate_heads, find_frontier
 from counterpoint.gradients.jacobian import by_owner, grams_of_columns, sum_by_group
-from counterpoint.gradients.layers import Layer, find_layers
+from counterpoint.gradients.layers import Layer, find_layers, leaves_outside
 from counterpoint.gradients.low_memory import Block, by_task, find_stretches, pass_stretch, width
 from counterpoint.gradients.passes import is_batchable, run_passes
 from counterpoint.gradients.products import layer_gram
@@ -79,8 +79,7 @@ def _blocks(
     balanced = set(scope.shared)
     dividable = all((node in common) == (leaf in balanced) for node, leaf in walk.leaves.items())
     own = Scope(tuple(wanted), ((),) * len(losses))  # what only one task reaches is not differentiated
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    rest = [leaf for leaf in wanted if leaf not in taken]
+    rest = leaves_outside(wanted, layers)
     at_once = not dividable or is_batchable(own, walk, layers, rest)  # few rows: their output gradients are small
     parts = [] if at_once else find_stretches(common, walk, layers, wanted, list(edges))
     if parts:
@@ -91,8 +90,7 @@ def _blocks(
             yield pass_stretch(part, seeds, len(losses))
         return
     found = run_passes(losses, own, walk, layers, rest, scale=scale, retain_graph=True, workspace=None)
-    reached = [(layer, d) for layer, d in zip(layers, found.outputs, strict=True) if d is not None]
-    yield Block([layer for layer, _ in reached], [d for _, d in reached], rest, list(found.rows))
+    yield Block(list(layers), list(found.outputs), rest, list(found.rows))
 
 
 def _layer_part(layer: Layer, outputs: Tensor) -> Tensor:

@@ -167,15 +167,21 @@ def sum_by_group(parts: Iterable[tuple[str, Tensor]], groups: Iterable[str]) -> 
 
 
 def write_private(scope: Scope, gradients: Sequence[Sequence[Tensor | None]], factors: Sequence[float]) -> None:
-    """Add each task's gradients of its own leaves, times a factor, to them."""
+    """Add each task's gradients of its own leaves, times a factor, to them.
+
+    Copies that become a ``.grad`` are made in one call; others one after another, as each is let go.
+    """
     found = [
         (leaf, gradient, factor)
         for leaves, own, factor in zip(scope.private, gradients, factors, strict=True)
         for leaf, gradient in zip(leaves, own, strict=True)
         if gradient is not None
     ]
-    copies = scaled_copies([gradient for _, gradient, _ in found], [factor for _, _, factor in found])
-    accumulate((leaf, gradient) for (leaf, _, _), gradient in zip(found, copies, strict=True))
+    new = [(leaf, gradient, factor) for leaf, gradient, factor in found if leaf.grad is None]
+    added = [(leaf, gradient, factor) for leaf, gradient, factor in found if leaf.grad is not None]
+    copies = scaled_copies([gradient for _, gradient, _ in new], [factor for _, _, factor in new])
+    accumulate((leaf, gradient) for (leaf, _, _), gradient in zip(new, copies, strict=True))
+    accumulate((leaf, gradient * factor) for leaf, gradient, factor in added)
 
 
 def task_gradients(

@@ -7,7 +7,7 @@ far less than K products and their inner products.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -256,6 +256,12 @@ def find_layers(leaves: Sequence[Tensor], walk: Walk) -> list[Layer]:
     biases = {(use[0], use[1]): leaf for leaf, use in uses.items() if use is not None}
     found = [_layer(leaf, use, biases) for leaf, use in uses.items() if use is not None]
     return [layer for layer in found if layer is not None]
+
+
+def leaves_outside(leaves: Iterable[Tensor], layers: Iterable[Layer]) -> list[Tensor]:
+    """Return the leaves that are in none of the layers."""
+    taken = {leaf for layer in layers for leaf in layer.leaves}
+    return [leaf for leaf in leaves if leaf not in taken]
 
 
 def _use(node: Node, parents: Parents) -> tuple[Node, int, bool] | None:

@@ -18,12 +18,13 @@ from counterpoint import linalg
 from counterpoint.gradients.backward import differentiate
 from counterpoint.gradients.heads import Edge, arrivals, differentiate_heads, find_frontier, stack_gradients
 from counterpoint.gradients.jacobian import empty_rows, fill_row
-from counterpoint.gradients.layers import Layer, find_layers
+from counterpoint.gradients.layers import Layer, find_layers, leaves_outside
 from counterpoint.gradients.passes import differentiate_layers
 from counterpoint.gradients.products import ByLeaf, LayerGradients, layer_gram, pass_layers
 from counterpoint.gradients.scope import CARRIERS, Walk, find_scope, loss_edge
 
 _WORK = 1.5  # memory for the products of a layer with its output gradients, in units of these
+_MODULE_HOOK = "BackwardHookFunctionBackward"  # what a full backward hook puts at output and input of its module
 _LITTLE = 0.25  # what may be kept of all layers at once, over the shared parameters
 Seeds = dict[Edge, list[Tensor | None]]  # at a place of the network, the gradient of each task
 
@@ -133,8 +134,7 @@ def low_memory_gradients(
     if any((node in common) != (leaf in balanced) for node, leaf in walk.leaves.items()):
         return None
     layers = [layer for layer in find_layers(scope.shared, walk) if _WORK * width(layer.edge) <= layer.weight.numel()]
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    rest = [leaf for leaf in scope.shared if leaf not in taken]
+    rest = leaves_outside(scope.shared, layers)
     kept = sum(width(layer.edge) for layer in layers) + sum(leaf.numel() for leaf in rest)
     # between layers there may be something far wider, and all tasks may pass it at once
     kept += max((width((node, nr)) for node in common - _carrying(walk) for nr in _outputs(node)), default=0)
@@ -280,16 +280,18 @@ def find_stretches(
     """Cut what several tasks reach into stretches, at every place where all paths meet in one edge.
 
     Returns:
-        The stretches from the heads down; nothing if a head uses a shared leaf itself.
+        The stretches from the heads down; nothing if a head uses a shared leaf itself, or a module has a full backward
+        hook: it keeps what arrives at its output until the same pass comes to its input.
     """
+    if any(node.name() == _MODULE_HOOK for node in common):
+        return []
     carrying = _carrying(walk)
     order = [node for node in walk.order if node in common and node not in carrying]
     position = {node: at for at, node in enumerate(order)}
     if not all(node in position for node, _ in begin):
         return []
     uses = {walk.leaves[node]: _uses(node, walk, position) for node in walk.leaves if node in common}
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    rest = [(min(uses[leaf]), leaf) for leaf in leaves if leaf not in taken]
+    rest = [(min(uses[leaf]), leaf) for leaf in leaves_outside(leaves, layers)]
     sizes = [(position[layer.edge.node], width(layer.edge)) for layer in layers]
     sizes += [(at, leaf.numel()) for at, leaf in rest]
     places = _worthwhile(_meetings(order, position, uses.values(), begin), position, sizes)
@@ -316,6 +318,7 @@ def find_stretches(
 
 
 def _outputs(node: Node) -> range:
+    """Return the numbers of what an operation made."""
     return range(len(node._input_metadata))  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,12 @@ class Passes:
     """What the backward passes of all tasks brought.
 
     Attributes:
-        outputs: For each layer the output gradients of all tasks, (K, *output shape); ``None`` if none reaches it.
+        outputs: For each layer the output gradients of all tasks, (K, *output shape).
         rows: The gradients of the other shared leaves, (K, R).
         private: For each task its gradient of its own leaves, divided by the loss scale; ``None`` where it is zero.
     """
 
-    outputs: list[Tensor | None]
+    outputs: list[Tensor]
     rows: Tensor
     private: list[list[Tensor | None]]
 
@@ -83,7 +84,20 @@ def run_passes(
         outputs.append(list(gradients[: len(layers)]))
         fill_row(rows[task], gradients[len(layers) : len(layers) + len(rest)], rest)
         private.append(unscaled_all(gradients[len(layers) + len(rest) :], scale))
-    return Passes([stack_gradients(found) for found in zip(*outputs, strict=True)], rows, private)
+    return Passes(
+        _dense([stack_gradients(found) for found in zip(*outputs, strict=True)], layers, losses), rows, private
+    )
+
+
+def _dense(outputs: Sequence[Tensor | None], layers: Sequence[Layer], losses: Sequence[Tensor]) -> list[Tensor]:
+    """Put zeros where no task's gradient came to a layer, as a row of such a leaf has."""
+    filled: list[Tensor] = []
+    for output, layer in zip(outputs, layers, strict=True):
+        if output is None:
+            about: Any = layer.edge.node._input_metadata[layer.edge.output_nr]  # pyright: ignore[reportAttributeAccessIssue]
+            output = torch.zeros(len(losses), *about.shape, dtype=about.dtype, device=about.device)
+        filled.append(output)
+    return filled
 
 
 def differentiate_layers(
@@ -153,7 +167,7 @@ def _through_frontier(
     rows = empty_rows(len(losses), rest, workspace)
     for task, row in enumerate(rows):
         fill_row(row, [None if g is None else g[task] for g in found[len(layers) :]], rest)
-    return Passes(list(found[: len(layers)]), rows, private)
+    return Passes(_dense(found[: len(layers)], layers, losses), rows, private)
 
 
 def _below(

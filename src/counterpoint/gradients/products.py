@@ -18,7 +18,7 @@ from counterpoint.gradients.jacobian import (
     task_gradients,
     write_private,
 )
-from counterpoint.gradients.layers import Layer, find_layers
+from counterpoint.gradients.layers import Layer, find_layers, leaves_outside
 from counterpoint.gradients.passes import run_passes
 from counterpoint.gradients.scope import Scope, Walk, find_scope
 from counterpoint.gradients.write import accumulate
@@ -198,8 +198,7 @@ def layer_gradients(
     layers = [layer for layer in known if always or layer.pays(len(losses))]
     if not layers:
         return None
-    taken = {leaf for layer in layers for leaf in layer.leaves}
-    rest = [leaf for leaf in scope.shared if leaf not in taken]
+    rest = leaves_outside(scope.shared, layers)
     return pass_layers(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
 
 
@@ -219,17 +218,7 @@ def pass_layers(
     Arguments as of :func:`~counterpoint.gradients.passes.run_passes`.
     """
     found = run_passes(losses, scope, walk, layers, rest, scale=scale, retain_graph=retain_graph, workspace=workspace)
-    reached = [(layer, outputs) for layer, outputs in zip(layers, found.outputs, strict=True) if outputs is not None]
-    return LayerGradients(
-        scope,
-        found.private,
-        len(losses),
-        scale,
-        [layer for layer, _ in reached],
-        [outputs for _, outputs in reached],
-        rest,
-        found.rows,
-    )
+    return LayerGradients(scope, found.private, len(losses), scale, list(layers), list(found.outputs), rest, found.rows)
 
 
 def measure_gram(
