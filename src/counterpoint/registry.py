@@ -138,13 +138,18 @@ class Registry(Generic[T]):
         if not module_name or not attribute or module_name.startswith("."):
             raise UnknownNameError(f"{self.kind} {name!r}: a class of your own is named package.module:Class")
         try:
-            found = getattr(importlib.import_module(module_name), attribute, None)
+            module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise  # the module is there, something that it imports is not
             raise UnknownNameError(f"{self.kind} {name!r}: there is no module {error.name!r} on the path") from error
+        found = getattr(module, attribute, None)
         if found is None:
-            raise UnknownNameError(f"{self.kind} {name!r}: {module_name} has no {attribute!r}")
+            fitting = [
+                key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, self.base)
+            ]
+            hint = nearest(attribute, fitting)
+            raise UnknownNameError(f"{self.kind} {name!r}: {module_name} has no {attribute!r}{hint}")
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise OptionError(
                 f"{self.kind} {name!r}: must be a subclass of {self.base.__module__}.{self.base.__name__}"

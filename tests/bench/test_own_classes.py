@@ -91,7 +91,7 @@ def test_compare_with_own_data_and_own_balancer_in_worker_processes(tmp_path):
 def test_wrong_names(tmp_path):
     done = run(tmp_path, "train", "digits", "--data", "own:Point")
     assert done.returncode == 2
-    assert "data set 'own:Point': own has no 'Point'" in done.stderr
+    assert "data set 'own:Point': own has no 'Point'; did you mean Points?" in done.stderr
     done = run(tmp_path, "train", "digits", *CALL, "--data.sise", "3")
     assert "Points has no option 'sise'; did you mean size" in done.stderr
     with pytest.raises(UnknownNameError, match="there is no module 'nowhere'"):
