@@ -131,7 +131,7 @@ class GradDrop(JacobianBalancer):
         tasks: Names of the tasks.
         leak: Share of a gradient that is never dropped, in [0, 1]; one for all tasks, or one per task as a sequence or
             by task name. 1 for a task means that nothing of it is dropped.
-        generator: Source of the draws.
+        generator: Source of one number a step, which seeds the draws (NumPy's SFC64).
     """
 
     key = "graddrop"
